@@ -1,0 +1,81 @@
+"""The command `hpo`: argv, environment, signals, logging set-up, exit codes, and every word that is printed.
+
+`arguments` holds the options, `commands` what each command does; here errors become messages and exit codes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from hpo_core.cli.arguments import make_parser
+from hpo_core.errors import (
+    BuildError,
+    Conflict,
+    HpoError,
+    LaunchError,
+    MetricsError,
+    NotFound,
+    SpecError,
+    StoreError,
+    TransientError,
+)
+
+INTERRUPTED = 130
+EXIT_CODES: dict[type[BaseException], int] = {
+    SpecError: 2,
+    BuildError: 2,
+    MetricsError: 2,
+    NotFound: 2,
+    Conflict: 2,
+    StoreError: 4,
+    TransientError: 4,
+    LaunchError: 4,
+    HpoError: 1,
+}
+"""What a failure exits with, the most special class first: 1 a bug of ours, 2 refused input, 4 out of reach.
+
+A command that did its work exits with 0, with 3 when the experiment failed or no trial succeeded, with 130 when it was
+interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words behind `hpo`; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    arguments = make_parser().parse_args(argv)
+    level = logging.INFO if arguments.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        code: int = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing more is to be said, not even by the interpreter at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except HpoError as error:
+        print(f"hpo {arguments.name}: {error}", file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    except Exception as error:
+        if arguments.verbose:
+            raise
+        print(
+            f"hpo {arguments.name}: this is a bug of ours: {error!r}; please report it with the output of --verbose",
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""What each command of `hpo` does; every function takes the parsed arguments and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hpo_core import images, manifest, search, tuner
+from hpo_core import lint as linting
+from hpo_core import report as reporting
+from hpo_core.cli import show
+from hpo_core.errors import NotFound, Problem, SpecError
+from hpo_core.experiment import Draft, Experiment, dump_yaml, parse_yaml
+from hpo_core.experiment.document import near_miss
+from hpo_core.space import Value
+from hpo_core.status import RUNNING, ExperimentCondition, Tally, Verdict, judge, katib_status
+from hpo_core.store import ExperimentStore, list_experiments, trial_from_json, trial_to_json
+from hpo_core.trial import Trial
+from hpo_core.tuner import Interruption, Place
+
+Command: TypeAlias = Callable[[argparse.Namespace], int]
+
+NO_RESULT = 3
+INTERRUPTED = 130
+
+
+def lint(arguments: argparse.Namespace) -> int:
+    """Print every problem and warning of a document."""
+    draft = _draft(arguments)
+    for warning in draft.findings.warnings:
+        print(f"warning: {warning}")
+    for problem in draft.findings.problems:
+        print(f"error: {problem}")
+    if draft.findings.problems:
+        return 2
+    print(f"{arguments.file}: an experiment that can be run")
+    return 0
+
+
+def render(arguments: argparse.Namespace) -> int:
+    """Print the manifest of a trial."""
+    experiment = _experiment(arguments)
+    values = _values(experiment, arguments.values)
+    print(dump_yaml(manifest.render(experiment, values, f"{experiment.name}-example")), end="")
+    return 0
+
+
+def suggest(arguments: argparse.Namespace) -> int:
+    """Print the next assignments."""
+    experiment = _experiment(arguments)
+    history: list[Trial] = []
+    if arguments.history:
+        records = parse_yaml(linting.read_text(arguments.history))
+        try:
+            history = [trial_from_json(record) for record in records]
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            message = f"must be a JSON list of trials as `hpo trials NAME -o records` prints them: {error!r}"
+            raise SpecError([Problem(arguments.history, message)]) from error
+    suggestion = search.make_search(experiment).ask(history, arguments.count)
+    assignments = [dict(assignment.values) for assignment in suggestion.assignments]
+    print(json.dumps({"assignments": assignments, "exhausted": suggestion.exhausted}, indent=1))
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """Build the trainer image; its reference alone goes to stdout."""
+    place = _place(arguments)
+    image = images.build(
+        Path(arguments.context),
+        store_root=place.objects.root,
+        name=arguments.tag,
+        build_args=dict(_pairs(arguments.build_arg, "--build-arg")),
+    )
+    for line in image.skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    print(image.reference)
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run an experiment in the foreground."""
+    draft = _draft(arguments)
+    experiment = draft.experiment()
+    for warning in draft.findings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    place = _place(arguments)
+    progress = show.ProgressLine()
+    with Interruption() as interruption:
+        final = tuner.run_experiment(experiment, place, should_stop=lambda: interruption.requested, show=progress)
+    progress.close()
+    show.result(final.experiment, final.trials, final.verdict, place)
+    if final.verdict.condition is ExperimentCondition.SUSPENDED:
+        return INTERRUPTED
+    return _result_code(final.experiment, final.trials, final.verdict)
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Start an experiment in the background."""
+    place = _place(arguments)
+    handle = tuner.launch(_text(arguments), place, image=arguments.image, namespace=arguments.namespace)
+    print(f"experiment {handle.name} runs in the namespace {handle.namespace}; `hpo wait {handle.name}` shows it")
+    return 0
+
+
+def wait(arguments: argparse.Namespace) -> int:
+    """Wait for an experiment; an interruption ends the waiting alone."""
+    store, place = _store(arguments)
+    progress = show.ProgressLine()
+    with Interruption() as interruption:
+        waited = tuner.wait(store, place, show=progress, should_stop=lambda: interruption.requested)
+    progress.close()
+    if waited is None:
+        print(f"{store.name} goes on; `hpo wait {store.name}` shows it again, `hpo stop {store.name}` suspends it")
+        return INTERRUPTED
+    experiment, found = store.load(), store.trials()
+    show.result(experiment, found, waited.verdict, place)
+    return _result_code(experiment, found, waited.verdict)
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Suspend an experiment and wait until it is."""
+    store, _ = _store(arguments)
+    if not tuner.request_stop(store, by="hpo stop"):
+        print(f"{store.name} is not running, so there is nothing to stop")
+        return 0
+    waited = tuner.wait_for_stop(store)
+    print(f"{store.name}: {waited.verdict.message}" if waited else f"{store.name} was stopped")
+    return 0
+
+
+def list_all(arguments: argparse.Namespace) -> int:
+    """List the experiments of a store."""
+    place = _place(arguments)
+    rows = []
+    for namespace, name in list_experiments(place.objects):
+        if arguments.namespace in ("", namespace):
+            rows.append((namespace, name, *_summary(place.store(namespace, name))))
+    show.experiments(rows, place)
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Tell where an experiment stands."""
+    store, _ = _store(arguments)
+    experiment, found = store.load(), store.trials()
+    verdict = _verdict(store, experiment, found)
+    if arguments.output == "text":
+        show.status(experiment, found, verdict, alive=store.is_held())
+        return 0
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    document = parse_yaml(store.derived("experiment.yaml") or "")
+    document["status"] = katib_status(experiment, found, verdict, now=now)
+    print(json.dumps(document, indent=1) if arguments.output == "json" else dump_yaml(document).rstrip())
+    return 0
+
+
+def best(arguments: argparse.Namespace) -> int:
+    """Print the best assignment as JSON."""
+    store, _ = _store(arguments)
+    found = reporting.best_parameters(store.load(), store.trials())
+    if not found:
+        print(
+            f"hpo best: no trial of {store.name} has succeeded (yet); `hpo trials {store.name}` tells why",
+            file=sys.stderr,
+        )
+        return NO_RESULT
+    print(json.dumps(found))
+    return 0
+
+
+def trials(arguments: argparse.Namespace) -> int:
+    """Print all trials."""
+    store, _ = _store(arguments)
+    experiment, found = store.load(), store.trials()
+    if arguments.output == "csv":
+        print(reporting.trials_csv(experiment, found), end="")
+    elif arguments.output == "json":
+        print(reporting.trials_json(experiment, found))
+    elif arguments.output == "records":
+        print(json.dumps([trial_to_json(trial) for trial in found], indent=1))
+    else:
+        show.trials(experiment, found)
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """Print what a trial printed."""
+    store, _ = _store(arguments)
+    label = _label(store, arguments.trial)
+    sys.stdout.buffer.write(store.log(label))
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the report."""
+    store, _ = _store(arguments)
+    experiment, found = store.load(), store.trials()
+    page = reporting.html(experiment, found, _verdict(store, experiment, found))
+    try:
+        Path(arguments.output).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise SpecError([Problem("--output", f"cannot write {arguments.output}: {error.strerror}")]) from error
+    print(arguments.output)
+    return 0
+
+
+def retrain(arguments: argparse.Namespace) -> int:
+    """Train the final model."""
+    store, place = _store(arguments)
+    experiment = store.load()
+    tally = Tally.of(experiment.objective, store.trials())
+    if tally.best is None:
+        print(f"hpo retrain: no trial of {store.name} has succeeded, so there is no best assignment", file=sys.stderr)
+        return NO_RESULT
+    with Interruption() as interruption:
+        done = tuner.retrain(
+            store,
+            place,
+            tally.best.assignments,
+            should_stop=lambda: interruption.requested,
+            model_dir=Path(arguments.model_dir) if arguments.model_dir else None,
+            show=print,
+        )
+    if interruption.requested:
+        return INTERRUPTED
+    if not done.succeeded:
+        print(f"hpo retrain: {done.reason}: {done.message}", file=sys.stderr)
+        return NO_RESULT
+    show.retraining(done, store, place, arguments.model_dir)
+    return 0
+
+
+def _text(arguments: argparse.Namespace) -> str:
+    return sys.stdin.read() if arguments.file == "-" else linting.read_text(arguments.file)
+
+
+def _draft(arguments: argparse.Namespace) -> Draft:
+    return linting.lint(_text(arguments), image=arguments.image, namespace=arguments.namespace)
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    return _draft(arguments).experiment()
+
+
+def _place(arguments: argparse.Namespace) -> Place:
+    file = getattr(arguments, "file", "-")
+    return Place.of(arguments.store, Path() if file == "-" else Path(file).absolute().parent)
+
+
+def _store(arguments: argparse.Namespace) -> tuple[ExperimentStore, Place]:
+    """The records of the experiment that was named, in whichever namespace it is when none was given."""
+    place = _place(arguments)
+    there = list_experiments(place.objects)
+    found = [n for n, name in there if name == arguments.experiment and arguments.namespace in ("", n)]
+    if not found:
+        hint = near_miss(arguments.experiment, [name for _, name in there])
+        what = f"did you mean {hint}?" if hint else "`hpo list` shows what there is; --store chooses another store"
+        raise NotFound(f"there is no experiment {arguments.experiment!r} in {place.uri}; {what}")
+    if len(found) > 1:
+        message = f"{arguments.experiment!r} exists in {', '.join(found)}: choose one"
+        raise SpecError([Problem("--namespace", message)])
+    return place.store(found[0], arguments.experiment), place
+
+
+def _verdict(store: ExperimentStore, experiment: Experiment, found: list[Trial]) -> Verdict:
+    """What the records say, and what only the tuner knows: that it was suspended, or that its search is exhausted."""
+    verdict = judge(experiment, Tally.of(experiment.objective, found))
+    published = tuner.read_status(store)
+    return published.verdict if verdict == RUNNING and published else verdict
+
+
+def _summary(store: ExperimentStore) -> tuple[str, str]:
+    """An experiment's condition and progress for a list."""
+    published = tuner.read_status(store)
+    if published is None:
+        return "Created", ""
+    condition = published.verdict.condition
+    if condition is ExperimentCondition.RUNNING and not store.is_held():
+        return "Running (no tuner)", published.progress.line()
+    return condition, published.progress.line()
+
+
+def _result_code(experiment: Experiment, found: Any, verdict: Verdict) -> int:
+    succeeded = verdict.condition is ExperimentCondition.SUCCEEDED
+    return 0 if succeeded and reporting.best_parameters(experiment, found) else NO_RESULT
+
+
+def _pairs(texts: list[str], option: str) -> list[tuple[str, str]]:
+    problems = [Problem(option, f"must be NAME=VALUE, got {text!r}") for text in texts if "=" not in text]
+    if problems:
+        raise SpecError(problems)
+    return [(name, value) for name, _, value in (text.partition("=") for text in texts)]
+
+
+def _values(experiment: Experiment, texts: list[str]) -> dict[str, Value]:
+    """Read `--set NAME=VALUE`; every parameter needs one, inside its space."""
+    given = dict(_pairs(texts, "--set"))
+    known = {parameter.name: parameter for parameter in experiment.parameters}
+    problems = [
+        Problem(f"--set {n}", f"is no parameter; there are {', '.join(known)}") for n in given if n not in known
+    ]
+    problems += [Problem(f"--set {n}", "missing: give every parameter a value") for n in known if n not in given]
+    values: dict[str, Value] = {}
+    for name in known.keys() & given.keys():
+        try:
+            values[name] = known[name].parse(given[name])
+        except ValueError:
+            problems.append(Problem(f"--set {name}", f"must be a number, got {given[name]!r}"))
+            continue
+        if not known[name].contains(values[name]):
+            print(f"warning: {name}={given[name]} is outside of the search space", file=sys.stderr)
+    if problems:
+        raise SpecError(problems)
+    return values
+
+
+def _label(store: ExperimentStore, trial: str) -> str:
+    """The store's label of a trial that was given by number or name."""
+    if trial == "retrain":
+        return trial
+    found = store.trials()
+    for candidate in found:
+        if trial in (str(candidate.number), *(attempt.name for attempt in candidate.attempts)):
+            return f"{candidate.number:05d}"
+    raise NotFound(f"{store.name} has no trial {trial!r}; it has {len(found)}, by number from 1 or by name")

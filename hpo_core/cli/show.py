@@ -1,0 +1,142 @@
+"""How the command line shows things: the progress line, tables, and the result of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hpo_core import report
+from hpo_core.experiment import Experiment
+from hpo_core.loop import Retraining
+from hpo_core.report import rows
+from hpo_core.report.rows import TrialRow
+from hpo_core.status import Progress, Tally, Verdict, progress
+from hpo_core.store import ExperimentStore
+from hpo_core.trial import Trial, TrialCondition
+from hpo_core.tuner import Place
+
+_COLOURS = {
+    TrialCondition.SUCCEEDED: "green",
+    TrialCondition.RUNNING: "cyan",
+    TrialCondition.FAILED: "red",
+    TrialCondition.METRICS_UNAVAILABLE: "red",
+    TrialCondition.KILLED: "yellow",
+    TrialCondition.EARLY_STOPPED: "yellow",
+}
+
+
+class ProgressLine:
+    """Shows progress: one line that is kept fresh on a terminal, a new line for every change elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._last = ""
+
+    def __call__(self, progress: Progress) -> None:
+        """Show where the experiment stands, if that is new."""
+        line = progress.line()
+        if line == self._last:
+            return
+        self._last = line
+        if self._terminal:
+            print(f"\r\x1b[K{line}", end="", flush=True)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Leave the line; what comes next begins on a new one."""
+        if self._terminal and self._last:
+            print(flush=True)
+
+
+def trials(experiment: Experiment, found: Sequence[Trial]) -> None:
+    """Print the table of trials; where the terminal is narrow, reasons are cut and not values."""
+    found_rows = report.trial_rows(experiment, found)
+    additional = experiment.objective.additional_metric_names
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right")
+    for name in (experiment.objective.metric_name, *additional):
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    for parameter in experiment.parameters:
+        table.add_column(escape(parameter.name), justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("condition", no_wrap=True)
+    if any(row.condition is not TrialCondition.SUCCEEDED for row in found_rows):
+        table.add_column("reason", overflow="ellipsis", no_wrap=True)
+    for row in found_rows:
+        table.add_row(*_cells(experiment, row)[: len(table.columns)], style="bold" if row.is_best else "")
+    _console().print(table)
+
+
+def result(experiment: Experiment, found: Sequence[Trial], verdict: Verdict, place: Place) -> None:
+    """Print how a run ended: the table, the best assignment, and where everything is."""
+    trials(experiment, found)
+    print()
+    print(f"{experiment.name}: {verdict.message}")
+    best = report.best_parameters(experiment, found)
+    if best:
+        tally = Tally.of(experiment.objective, found)
+        values = " ".join(f"{name}={value}" for name, value in best.items())
+        print(f"best {experiment.objective.metric_name}={tally.best_value:.6g} with {values}")
+    root = place.objects.root / experiment.namespace / experiment.name
+    print(f"report  {root / 'report.html'}")
+    print(f"records {root}")
+
+
+def status(experiment: Experiment, found: Sequence[Trial], verdict: Verdict, *, alive: bool) -> None:
+    """Print where an experiment stands."""
+    tally = Tally.of(experiment.objective, found)
+    gone = not alive and not verdict.condition.is_terminal and verdict.condition == "Running"
+    print(f"{experiment.namespace}/{experiment.name}: {verdict.condition} ({verdict.reason})")
+    if gone:
+        print("no tuner is running it; `hpo run` or `hpo launch` goes on")
+    print(progress(experiment, tally, None).line())
+
+
+def experiments(rows: Sequence[tuple[str, str, str, str]], place: Place) -> None:
+    """Print the experiments of a store."""
+    if not rows:
+        print(f"no experiment in {place.uri}; `hpo run experiment.yaml` starts one")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("namespace", "name", "condition", "progress"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    _console().print(table)
+
+
+def retraining(done: Retraining, store: ExperimentStore, place: Place, model_dir: str) -> None:
+    """Print what the retraining gave."""
+    print(" ".join(f"{name}={value:g}" for name, value in done.metrics.items()))
+    keys = store.outputs("retrain")
+    if not keys:
+        print("the trainer left no model: it has to write one to the folder that HPO_OUTPUT_DIR names")
+    for key in keys:
+        print(f"model   {place.objects.root / key}")
+    if model_dir:
+        print(f"copy    {model_dir}")
+
+
+def _cells(experiment: Experiment, row: TrialRow) -> list[str]:
+    metrics = [rows.metric_value(experiment.objective, name, row) for name in experiment.objective.metric_names]
+    colour = _COLOURS.get(row.condition, "")
+    condition = f"[{colour}]{row.condition}[/]" if colour else row.condition
+    why = f"{row.reason}: {row.message}" if row.message else row.reason
+    return [
+        str(row.number),
+        *(rows.number_text(value) for value in metrics),
+        *(escape(rows.value_text(row.parameters.get(parameter.name))) for parameter in experiment.parameters),
+        rows.duration_text(row.duration_s),
+        condition,
+        "" if row.condition is TrialCondition.SUCCEEDED else escape(why),
+    ]
+
+
+def _console() -> Console:
+    # Without a terminal there is no width to fit in; a table that is cut there would lose values.
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)

@@ -1,0 +1,290 @@
+"""The small process that owns one local trial from its start to the end of its last descendant.
+
+    python -S -E supervisor.py DIR DEADLINE_S MEMORY_BYTES GRACE_S -- COMMAND [ARG ...]
+
+Working directory and environment are the trial's. It is started once per trial, so it imports only what the interpreter
+brings compiled: the public `signal` alone would cost 4 ms and a megabyte. In DIR it leaves
+
+    claim        who supervises this trial, one `fact=value` a line. It appears already locked, and the lock is held
+                 for life: locked means alive, and a claim without a lock can only mean death
+    log.000000   what the trial printed, in segments of SEGMENT_BYTES; the first and the last KEPT_SEGMENTS stay
+    exit         how it ended, one `fact=value` a line; appears whole, by rename, when the last descendant is gone
+
+SIGTERM asks it to stop the trial: SIGTERM to the trial's group, GRACE_S later SIGKILL to every descendant. A deadline
+or memory limit of 0 is none. It exits with CLAIMED when somebody else has claimed the trial, who then owns it alone.
+"""
+
+import _signal  # the public module builds enums, see above
+import ctypes
+import fcntl
+import os
+import select
+import sys
+import time
+
+CLAIMED = 75
+SEGMENT_BYTES = 8 << 20
+KEPT_SEGMENTS = 3
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+SIGKILL, SIGTERM, SIGPIPE = 9, 15, 13
+MEMORY_CHECK_S = 0.25
+
+
+class Log:
+    """The trial's output on disk, bounded: the head and the tail stay, what lies between goes."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._size = 0
+        self._file = -1
+        self.dropped = 0
+
+    def write(self, data: bytes) -> None:
+        while data:
+            room = SEGMENT_BYTES - self._size % SEGMENT_BYTES
+            self._append(data[:room])
+            data = data[room:]
+
+    def _append(self, data: bytes) -> None:
+        at, self._size = self._size, self._size + len(data)
+        try:
+            if at % SEGMENT_BYTES == 0:
+                self._next_segment(at // SEGMENT_BYTES)
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError:  # a full disk must not end the trial: what it prints from here on is lost, and told in `exit`
+            self.dropped += len(data)
+
+    def _next_segment(self, index: int) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._file = os.open(f"{self._folder}/log.{index:06d}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if index > KEPT_SEGMENTS:
+            os.unlink(f"{self._folder}/log.{index - KEPT_SEGMENTS:06d}")
+
+
+def claim(folder: str) -> int:
+    """Lock a new claim and link it to its name; returns its descriptor, or -1 when the trial is claimed already."""
+    temporary = f"{folder}/claim.{os.getpid()}"
+    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    os.write(file, b"pid=%d\n" % os.getpid())
+    try:
+        os.link(temporary, f"{folder}/claim")
+    except FileExistsError:
+        file = -1
+    os.unlink(temporary)
+    return file
+
+
+def start(command: list[str], output: int) -> tuple[int, int]:
+    """Fork the trial into a session of its own; it waits for a byte, so that its group is on record before it runs.
+
+    Returns:
+        Its process id, which is its group's too, and the descriptor that the byte goes to.
+    """
+    wait, go = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(wait)
+        return pid, go
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+    os.close(go)
+    os.setsid()
+    if not os.read(wait, 1):  # the supervisor died in between
+        os._exit(0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for number in (SIGTERM, SIGPIPE):
+        _signal.signal(number, _signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        os.write(2, f"cannot execute {command[0]!r}: {error.strerror}\n".encode())
+        os._exit(127 if error.errno == 2 else 126)
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below this one, parents before children."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                for child in file.read().split():
+                    found += [int(child), *descendants(int(child))]
+    except OSError:
+        pass  # it ended while we looked
+    return found
+
+
+def memory_bytes(limit: int) -> int:
+    """Memory of all descendants: what is resident; over the limit, with the proportional share of what is shared."""
+    pids = descendants(os.getpid())
+    resident = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/statm", "rb") as file:
+                resident += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            continue
+    if resident <= limit:
+        return resident
+    return sum(proportional_bytes(pid) for pid in pids)
+
+
+def proportional_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return sum(int(line.split()[1]) << 10 for line in file if line.startswith(b"Pss:"))
+    except OSError:
+        return 0
+
+
+def kill_all() -> int:
+    """End every descendant, whoever it hid from, and reap it; returns how many there were.
+
+    Their orphans become children of this process, which is a subreaper, so that the loop ends when nobody is left.
+    """
+    strays: set[int] = set()
+    while True:
+        for pid in descendants(os.getpid()):
+            strays.add(pid)
+            try:
+                os.kill(pid, SIGKILL)
+            except ProcessLookupError:
+                continue
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return len(strays)
+        time.sleep(0.002)
+
+
+def signal_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+
+
+class Watch:
+    """Waits for the trial's end, for a stop, a deadline or too much memory, and moves its output along meanwhile."""
+
+    def __init__(self, pid: int, output: int, log: Log, limits: tuple[float, int, float]) -> None:
+        self._pid, self._output, self._log = pid, output, log
+        deadline_s, self._memory_limit, self._grace_s = limits
+        self._deadline = time.monotonic() + deadline_s if deadline_s else float("inf")
+        self._kill_at = float("inf")
+        self._check_at = time.monotonic() + MEMORY_CHECK_S if self._memory_limit else float("inf")
+        self._poll = select.poll()
+        self._wakeup, wake = os.pipe()
+        os.set_blocking(wake, False)
+        _signal.set_wakeup_fd(wake)
+        _signal.signal(SIGTERM, self._on_stop)
+        self._poll.register(self._wakeup, select.POLLIN)
+        self._poll.register(output, select.POLLIN)
+        self._end = os.pidfd_open(pid)
+        self._poll.register(self._end, select.POLLIN)
+        self.reason = ""
+        self.peak = 0
+
+    def _on_stop(self, number: int, frame: object) -> None:
+        self._stop("Stopped")
+
+    def _stop(self, reason: str, grace_s: float | None = None) -> None:
+        if self.reason:
+            return
+        self.reason = reason
+        self._deadline = self._check_at = float("inf")
+        self._kill_at = time.monotonic() + (self._grace_s if grace_s is None else grace_s)
+        signal_group(self._pid, SIGTERM)
+
+    def until_end(self) -> int:
+        """Returns the trial's wait status."""
+        while True:
+            until = min(self._deadline, self._kill_at, self._check_at)
+            wait_ms = None if until == float("inf") else max((until - time.monotonic()) * 1000, 0) + 1
+            ready = [file for file, _ in self._poll.poll(wait_ms)]
+            if self._output in ready and not self.pump():
+                self._poll.unregister(self._output)
+            if self._wakeup in ready:
+                os.read(self._wakeup, 64)
+            if self._end in ready:
+                return os.waitpid(self._pid, 0)[1]
+            self._act(time.monotonic())
+
+    def _act(self, now: float) -> None:
+        if now >= self._kill_at:
+            self._kill_at = float("inf")
+            for pid in [self._pid, *descendants(os.getpid())]:
+                try:
+                    os.kill(pid, SIGKILL)
+                except ProcessLookupError:
+                    continue
+        if now >= self._deadline:
+            self._stop("DeadlineExceeded")
+        if now >= self._check_at:
+            self._check_at = now + MEMORY_CHECK_S
+            used = memory_bytes(self._memory_limit)
+            self.peak = max(self.peak, used)
+            if used > self._memory_limit:
+                self._stop("OutOfMemory", grace_s=0.0)
+
+    def pump(self) -> bool:
+        """Moves a piece of output to the log; False at its end."""
+        data = os.read(self._output, 1 << 16)
+        self._log.write(data)
+        return bool(data)
+
+    def drain(self) -> None:
+        """Moves what is left; everyone who could write more is gone."""
+        os.set_blocking(self._output, False)
+        try:
+            while self.pump():
+                pass
+        except BlockingIOError:
+            pass
+
+
+def main(arguments: list[str]) -> None:
+    folder, deadline_s, memory_limit, grace_s, _, *command = arguments
+    # Room for the last word is taken before the disk can be full.
+    last_word = os.open(f"{folder}/exit.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.write(last_word, b"\n" * 512)
+    claimed = claim(folder)
+    if claimed < 0:
+        os.unlink(f"{folder}/exit.{os.getpid()}")
+        os._exit(CLAIMED)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    output, trial_output = os.pipe()
+    pid, go = start(command, trial_output)
+    os.close(trial_output)
+    log = Log(folder)
+    watch = Watch(pid, output, log, (float(deadline_s), int(memory_limit), float(grace_s)))
+    started = time.time()
+    os.write(claimed, b"group=%d\nstarted=%.6f\n" % (pid, started))
+    os.write(go, b"1")
+    os.close(go)
+    status = watch.until_end()
+    ended = time.time()
+    strays = kill_all()
+    watch.drain()
+    facts = {
+        "code": os.waitstatus_to_exitcode(status),
+        "reason": watch.reason,
+        "started": f"{started:.6f}",
+        "ended": f"{ended:.6f}",
+        "strays": strays,
+        "dropped": log.dropped,
+        "peak_memory_bytes": watch.peak,
+    }
+    text = "".join(f"{name}={value}\n" for name, value in facts.items()).encode()
+    os.pwrite(last_word, text.ljust(512, b"\n"), 0)
+    os.rename(f"{folder}/exit.{os.getpid()}", f"{folder}/exit")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,524 @@
+"""The only loop and the only clock of decisions: from events to records to new trials, and the retraining.
+
+A turn takes all events that are there, records the trials that ended, asks for as many, records them as created and
+only then submits them. So a process that is killed at any instant loses no trial and starts none twice: what is
+recorded and not running is submitted again under the same name, which a launcher takes as the same workload.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+
+from hpo_core.errors import TransientError
+from hpo_core.experiment import Experiment
+from hpo_core.launch import Event, Exited, Job, Launcher, Output, Started
+from hpo_core.manifest import PHASE_RETRAIN, PHASE_TRIAL, render
+from hpo_core.metrics import MetricsReader
+from hpo_core.outcome import LogKeeper, explain_exit, is_success, trial_verdict
+from hpo_core.search import Search
+from hpo_core.space import Values
+from hpo_core.status import SUSPENDED, Progress, Tally, Verdict, judge, progress, wanted
+from hpo_core.store import STOP, ExperimentStore
+from hpo_core.trial import StopRequest, Trial, TrialCondition, create_trial, retrain_name
+
+TURN_S = 0.2
+"""Longest sleep of a turn: how late a request of this process to stop may be seen."""
+INBOX_S = 1.0
+"""How often others' requests are looked for."""
+PATIENCE_S = 300.0
+"""How long a store or launcher that cannot do its work now is tried again."""
+
+_SUSPEND = StopRequest(TrialCondition.CREATED, "Suspended", "the experiment was suspended")
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Clock(Protocol):
+    """Where the loop's times come from."""
+
+    def now(self) -> str:
+        """Return the time for records, RFC 3339 in UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that only ever grow."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> str:
+        """See `Clock.now`; to the millisecond."""
+        return _time(time.time())
+
+    def monotonic(self) -> float:
+        """See `Clock.monotonic`."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """See `Clock.sleep`."""
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An experiment at one instant, for whoever shows it."""
+
+    experiment: Experiment
+    trials: tuple[Trial, ...]
+    verdict: Verdict
+    progress: Progress
+    followed: tuple[Followed, ...] = ()
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a trial that is not over has printed so far, for others to look at."""
+
+    number: int
+    log: bytes
+    metrics: str
+
+
+class _Follower:
+    """What is gathered from one workload's output."""
+
+    def __init__(self, experiment: Experiment, *, every_metric: bool = False) -> None:
+        names = () if every_metric else experiment.objective.metric_names
+        self.reader = MetricsReader(names, experiment.metric_filters)
+        self.log = LogKeeper()
+
+    def feed(self, output: Output) -> None:
+        self.reader.feed(output.data)
+        self.log.feed(output.data, missing=output.missing)
+
+    def metric_lines(self) -> str:
+        return "".join(point.to_json() + "\n" for point in self.reader.points)
+
+
+class Run:
+    """One experiment being run by the holder of its lease.
+
+    Args:
+        experiment: As accepted.
+        store: Its records; the lease is held.
+        launcher: Runs its trials.
+        search: Suggests assignments.
+        clock: Where times come from.
+        should_stop: Asked at every turn; once it is true the run suspends.
+        patience_s: Seconds for which what fails transiently is tried again.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        store: ExperimentStore,
+        launcher: Launcher,
+        search: Search,
+        *,
+        clock: Clock | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.experiment = experiment
+        self._store, self._launcher, self._search = store, launcher, search
+        self._clock = clock or SystemClock()
+        self._should_stop = should_stop
+        self._patience_s = patience_s
+        self._followers: dict[str, _Follower] = {}
+        self._numbers: dict[str, int] = {}
+        self._exhausted = self._suspending = False
+        self._inbox_at = 0.0
+        self._ended_s = 0.0
+        self.trials = {trial.number: trial for trial in self._try(store.trials)}
+        self.tally = Tally.of(experiment.objective, self.trials.values())
+        self._finished = max((trial.finished_seq for trial in self.trials.values()), default=0)
+        for trial in self.trials.values():
+            self._ended_s += _duration_s(trial)
+
+    def resume(self) -> None:
+        """Take hold again of what was recorded and is not over; to be called once, before the first turn."""
+        ended = sorted((t for t in self.trials.values() if t.condition.is_terminal), key=lambda t: t.finished_seq)
+        for trial in ended[-self.experiment.parallel_trial_count :]:
+            self._launcher.forget(trial.name)  # a crash between its record and this left it behind
+        if self._verdict().condition.is_terminal and not self.tally.active:
+            return
+        for trial in self._open_trials():
+            self._submit(trial)
+
+    def turn(self, timeout_s: float = TURN_S) -> bool:
+        """Wait for events and act on all that are there.
+
+        Args:
+            timeout_s: Longest wait, in seconds.
+
+        Returns:
+            Whether anything changed that is worth showing.
+
+        Raises:
+            StoreError, LaunchError: Our own work failed.
+            Conflict: Another writer took over.
+        """
+        events = self._launcher.events(timeout_s)
+        changed = False
+        for event in events:
+            changed |= self._take(event)
+        self._look_for_stop()
+        if self._suspending:
+            return changed
+        if self._verdict().condition.is_terminal:
+            self._end_open_trials()
+            return changed
+        return self._start_trials() or changed
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no workload is left and none is to be started."""
+        if self._followers:
+            return False
+        return self._suspending or (self._verdict().condition.is_terminal and not self.tally.active)
+
+    def snapshot(self) -> Snapshot:
+        """Return where the experiment stands now."""
+        verdict = self._verdict()
+        suspended = self._suspending and not verdict.condition.is_terminal
+        return Snapshot(
+            self.experiment,
+            tuple(self.trials.values()),
+            SUSPENDED if suspended else verdict,
+            self.progress(),
+            tuple(
+                Followed(self._numbers[name], follower.log.content(), follower.metric_lines())
+                for name, follower in self._followers.items()
+            ),
+        )
+
+    def progress(self) -> Progress:
+        """Return how far the experiment is, for people."""
+        mean = self._ended_s / self.tally.completed if self.tally.completed else None
+        return progress(self.experiment, self.tally, mean)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a workload has printed something that is not recorded yet."""
+        return any(follower.log.size for follower in self._followers.values())
+
+    def abandon(self) -> None:
+        """End every workload without a record, after our own work failed; a later run starts them again."""
+        for name in self._followers:
+            self._launcher.stop(name)
+        until = self._clock.monotonic() + 30.0
+        while self._followers and self._clock.monotonic() < until:
+            for event in self._launcher.events(TURN_S):
+                if isinstance(event, Exited):
+                    self._followers.pop(event.name, None)
+
+    def _verdict(self) -> Verdict:
+        return judge(self.experiment, self.tally, exhausted=self._exhausted)
+
+    def _open_trials(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if not trial.condition.is_terminal]
+
+    def _take(self, event: Event) -> bool:
+        follower, number = self._followers.get(event.name), self._numbers.get(event.name)
+        if follower is None or number is None:
+            return False
+        trial = self.trials[number]
+        if isinstance(event, Output):
+            follower.feed(event)
+            return False
+        if isinstance(event, Started):
+            running = trial.run(_time(event.at) or self._clock.now())
+            self._change(running)
+            self._try(self._store.record, running)
+            return True
+        self._conclude(trial, event, follower)
+        return True
+
+    def _conclude(self, trial: Trial, exited: Exited, follower: _Follower) -> None:
+        """Record how an attempt ended: as the trial's end, or as the reason for its next attempt."""
+        follower.reader.close()
+        del self._followers[trial.name], self._numbers[trial.name]
+        outcome = _retry_outcome(self.experiment, trial, exited)
+        if outcome:
+            self._retry(trial, outcome)
+            return
+        verdict = trial_verdict(self.experiment, trial, exited, follower.reader)
+        now = _time(exited.at) or self._clock.now()
+        ended = trial.finish(verdict, finished_seq=self._finished + 1, log_cursor=follower.log.size, now=now)
+        label = f"{trial.number:05d}"
+        previous = self.tally.best
+        if exited.output_dir is not None and self._would_be_best(ended):
+            self._try(self._store.save_output, label, exited.output_dir)
+        self._try(self._store.save_log, label, follower.log.content())
+        self._try(self._store.save_metrics, trial.number, follower.metric_lines())
+        self._try(self._store.record, ended)
+        self._finished += 1
+        self._ended_s += _duration_s(ended)
+        self._change(ended)
+        if previous is not None and self.tally.best is ended:
+            self._store.delete_output(f"{previous.number:05d}")
+        self._launcher.forget(trial.name)
+
+    def _retry(self, trial: Trial, outcome: str) -> None:
+        following = trial.retry(self.experiment, outcome)
+        self._try(self._store.record, following)
+        self._change(following)
+        self._launcher.forget(trial.name)
+        if not self._suspending:
+            self._submit(following)
+
+    def _would_be_best(self, ended: Trial) -> bool:
+        tally = Tally(self.experiment.objective, best=self.tally.best, best_value=self.tally.best_value)
+        tally.fold(None, ended)
+        return tally.best is ended
+
+    def _look_for_stop(self) -> None:
+        requested = self._should_stop()
+        if not requested and self._clock.monotonic() >= self._inbox_at:
+            self._inbox_at = self._clock.monotonic() + INBOX_S
+            requested = any(request.kind == STOP for request in self._try(self._store.requests))
+        if requested and not self._suspending:
+            self._suspending = True
+            self._stop_trials(_SUSPEND)
+
+    def _end_open_trials(self) -> None:
+        reason = self._verdict().reason
+        self._stop_trials(StopRequest(TrialCondition.KILLED, reason, "the experiment was over before this trial was"))
+
+    def _stop_trials(self, request: StopRequest) -> None:
+        for trial in self._open_trials():
+            if trial.stop_requested is None and trial.name in self._followers:
+                stopping = trial.request_stop(request)
+                self._change(stopping)
+                self._try(self._store.record, stopping)
+                self._launcher.stop(trial.name)
+
+    def _start_trials(self) -> bool:
+        count = wanted(self.experiment, self.tally)
+        if count == 0 or self._exhausted:
+            return False
+        suggestion = self._search.ask(tuple(self.trials.values()), count)
+        self._exhausted = suggestion.exhausted
+        created = []
+        for number, assignment in enumerate(suggestion.assignments, len(self.trials) + 1):
+            trial = create_trial(self.experiment, number, assignment, asked_after=self._finished, now=self._clock.now())
+            self._try(self._store.record, trial, create=True)
+            self._change(trial)
+            created.append(trial)
+        for trial in created:
+            self._submit(trial)
+        return bool(created)
+
+    def _submit(self, trial: Trial) -> None:
+        job = make_job(self.experiment, trial.assignments, trial.name)
+        self._followers[trial.name] = _Follower(self.experiment)
+        self._numbers[trial.name] = trial.number
+        self._try(self._launcher.submit, job)
+        if trial.stop_requested is not None and trial.stop_requested.condition.is_terminal:
+            self._launcher.stop(trial.name)  # a crash came between its record and this
+
+    def _change(self, trial: Trial) -> None:
+        before = self.trials.get(trial.number)
+        self.trials[trial.number] = trial
+        self.tally.fold(before, trial)
+        if before is None or before.condition is not trial.condition:
+            _log.info(
+                "trial.changed experiment=%s trial=%s from=%s to=%s reason=%s",
+                self.experiment.name,
+                trial.name,
+                before.condition if before else "",
+                trial.condition,
+                trial.reason,
+            )
+
+    def _try(self, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Do something of our own work, again and again while it fails transiently, within patience."""
+        until = self._clock.monotonic() + self._patience_s
+        while True:
+            try:
+                return action(*args, **kwargs)
+            except TransientError as error:
+                if self._clock.monotonic() >= until or self._should_stop():
+                    raise
+                _log.warning("work.retried experiment=%s reason=%s", self.experiment.name, error)
+                self._clock.sleep(error.retry_after_s)
+
+
+def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None) -> Snapshot:
+    """Run an experiment until it is over or suspended.
+
+    Args:
+        job: The run; its store's lease is held.
+        show: Called after each turn with the run and whether something changed that is worth showing.
+
+    Returns:
+        Where the experiment stands at the end.
+
+    Raises:
+        HpoError: Our own work failed; every workload has been ended then.
+    """
+    try:
+        job.resume()
+        show(job, True)
+        while not job.is_over:
+            show(job, job.turn())
+    except BaseException:
+        job.abandon()
+        raise
+    return job.snapshot()
+
+
+def make_job(experiment: Experiment, values: Values, name: str, phase: str = PHASE_TRIAL) -> Job:
+    """Render a workload and say how it is to be run."""
+    spec = experiment.template.trial_spec.get("spec") or {}
+    deadline = experiment.settings.trial_deadline_s or spec.get("activeDeadlineSeconds")
+    if phase == PHASE_RETRAIN:
+        deadline = spec.get("activeDeadlineSeconds")  # a deadline for trials is none for the final model
+    return Job(
+        name=name,
+        manifest=render(experiment, values, name, phase=phase),
+        primary_container=experiment.template.primary_container_name,
+        deadline_s=float(deadline) if deadline else None,
+    )
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """The outcome of training the final model.
+
+    Attributes:
+        name: The workload's name.
+        assignments: The values that it was trained with.
+        succeeded: Whether it ended well.
+        reason: Why not, in one word; "" when it did.
+        message: The same in a sentence.
+        metrics: The last value of everything that it printed, by name.
+    """
+
+    name: str
+    assignments: Values
+    succeeded: bool
+    reason: str
+    message: str
+    metrics: Mapping[str, float]
+
+
+RETRAIN = "retrain"
+"""Label of the retraining's log and model in the store."""
+
+
+def retrain(
+    experiment: Experiment,
+    values: Values,
+    store: ExperimentStore,
+    launcher: Launcher,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    model_dir: Path | None = None,
+    show: Callable[[str], None] = lambda line: None,
+) -> Retraining:
+    """Run the template once more, in the retraining phase, and keep the model that it leaves.
+
+    Each call trains anew; a call after one that was killed follows that one's workload.
+
+    Args:
+        experiment: As accepted; the lease is held.
+        values: The assignment, by parameter name.
+        store: Where model, log and outcome go.
+        launcher: Runs it.
+        should_stop: Asked at every turn; true ends it.
+        model_dir: A folder that gets a copy of the model too.
+        show: Told every line with a metric.
+
+    Raises:
+        HpoError: Our own work failed.
+    """
+    before = json.loads(store.derived("retrain.json") or "{}")
+    count = before.get("count", 0) + (0 if before.get("running") else 1)
+    name = retrain_name(experiment, count)
+    store.save_derived("retrain.json", json.dumps({"count": count, "running": True, "name": name}))
+    follower = _Follower(experiment, every_metric=True)
+    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
+    exited = _await_exit(name, launcher, follower, should_stop, show)
+    store.save_log(RETRAIN, follower.log.content())
+    succeeded = is_success(exited)
+    if succeeded and exited.output_dir is not None:
+        store.delete_output(RETRAIN)
+        store.save_output(RETRAIN, exited.output_dir)
+        if model_dir is not None:
+            shutil.copytree(exited.output_dir, model_dir, dirs_exist_ok=True)
+    reason, message = ("", "") if succeeded else explain_exit(exited, follower.reader)
+    metrics = {metric: summary.latest for metric, summary in follower.reader.observation().metrics.items()}
+    done = Retraining(name, dict(values), succeeded, reason, message, metrics)
+    store.save_derived("retrain.json", json.dumps({"count": count, "running": False, **vars(done)}))
+    launcher.forget(name)
+    return done
+
+
+def _await_exit(
+    name: str,
+    launcher: Launcher,
+    follower: _Follower,
+    should_stop: Callable[[], bool],
+    show: Callable[[str], None],
+) -> Exited:
+    """Follow one workload to its end, whatever comes."""
+    stopped = False
+    while True:
+        if should_stop() and not stopped:
+            stopped = True
+            launcher.stop(name)
+        for event in launcher.events(TURN_S):
+            if isinstance(event, Output):
+                _feed_and_show(event, follower, show)
+            elif isinstance(event, Exited):
+                follower.reader.close()
+                return event
+
+
+def _feed_and_show(output: Output, follower: _Follower, show: Callable[[str], None]) -> None:
+    points = follower.reader.feed(output.data)
+    follower.log.feed(output.data, missing=output.missing)
+    by_line: dict[int, list[str]] = {}
+    for point in points:
+        by_line.setdefault(point.line, []).append(f"{point.name}={point.value:g}")
+    for texts in by_line.values():
+        show(" ".join(texts))
+
+
+def _retry_outcome(experiment: Experiment, trial: Trial, exited: Exited) -> str:
+    """Tell why another attempt has to follow: `Interrupted` or `Lost`; "" when the attempt decides the trial."""
+    request = trial.stop_requested
+    if request is not None and request.condition.is_terminal:
+        return ""
+    if exited.reason == "Stopped":
+        return "Interrupted"
+    return "Lost" if exited.reason == "Lost" and trial.losses + 1 < experiment.settings.max_attempts else ""
+
+
+def _time(at: float | None) -> str:
+    """A time in seconds since 1970 as RFC 3339 in UTC, to the millisecond; "" for None."""
+    if at is None:
+        return ""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _duration_s(trial: Trial) -> float:
+    if not trial.completed or not trial.started:
+        return 0.0
+    return (datetime.fromisoformat(trial.completed) - datetime.fromisoformat(trial.started)).total_seconds()

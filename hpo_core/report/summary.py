@@ -1,0 +1,167 @@
+"""What a reader wants to know first: how it went in words, how many trials of each kind, how long, and what to run.
+
+The page and the Markdown show the same facts; this module finds the words, they find the layout.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpo_core.experiment import Experiment, ObjectiveType
+from hpo_core.experiment.template import PLACEHOLDER, pod_templates
+from hpo_core.report.rows import (
+    TrialRow,
+    best_row,
+    condition_text,
+    number_text,
+    parameter_texts,
+    printable,
+    seconds_between,
+    trial_rows,
+)
+from hpo_core.status import ExperimentCondition, Verdict
+from hpo_core.trial import Trial, TrialCondition
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An experiment, its verdict and its rows, with the facts that follow from them."""
+
+    experiment: Experiment
+    verdict: Verdict
+    rows: tuple[TrialRow, ...]
+    best: TrialRow | None
+
+    @classmethod
+    def of(cls, experiment: Experiment, trials: Iterable[Trial], verdict: Verdict) -> Summary:
+        """Collect the rows and find the best one."""
+        rows = trial_rows(experiment, trials)
+        return cls(experiment, verdict, rows, best_row(rows))
+
+    @property
+    def metric(self) -> str:
+        """The objective's metric name."""
+        return printable(self.experiment.objective.metric_name)
+
+    @property
+    def counts(self) -> dict[TrialCondition, int]:
+        """Number of trials in each condition that occurs, in the order of the conditions."""
+        found = Counter(row.condition for row in self.rows)
+        return {condition: found[condition] for condition in TrialCondition if found[condition]}
+
+    @property
+    def completed(self) -> int:
+        """Trials that have ended."""
+        return sum(count for condition, count in self.counts.items() if condition.is_terminal)
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """Seconds from the first trial's start to the last one's end; None while trials may follow."""
+        if not self.verdict.condition.is_terminal or not self.rows:
+            return None
+        started = min((row.started for row in self.rows if row.started), default="")
+        return seconds_between(started, max(row.completed for row in self.rows))
+
+    @property
+    def progress(self) -> str:
+        """How many trials are done, of how many."""
+        most = self.experiment.max_trial_count
+        return f"{self.completed} of {most}" if most is not None else str(self.completed)
+
+    @property
+    def goal(self) -> str:
+        """The goal as a relation, such as `≤ 0.001`; "" when there is none."""
+        objective = self.experiment.objective
+        if objective.goal is None:
+            return ""
+        return f"{'≤' if objective.type is ObjectiveType.MINIMIZE else '≥'} {number_text(objective.goal)}"
+
+    @property
+    def direction(self) -> str:
+        """Which values are good, in words."""
+        minimizes = self.experiment.objective.type is ObjectiveType.MINIMIZE
+        return "lower is better" if minimizes else "higher is better"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in a sentence; what is not told here keeps the words that it came with."""
+        if self.verdict.condition is ExperimentCondition.RUNNING:
+            return f"Running: {self.progress} trials are done. This is what was known when the report was written."
+        known = {
+            "ExperimentGoalReached": f"The goal {self.metric} {self.goal} was reached after {self.completed} trials.",
+            "ExperimentMaxTrialsReached": f"All {self.completed} trials of the budget are done.",
+            "ExperimentSuggestionEndReached": f"The search had nothing more to try after {self.completed} trials.",
+        }
+        return known.get(self.verdict.reason, printable(self.verdict.message))
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no best trial, in a sentence; "" when there is one."""
+        if self.best is not None:
+            return ""
+        if not self.rows:
+            return "No trial has been created yet."
+        if self.completed < len(self.rows):
+            return f"No trial has reported {self.metric} yet."
+        return f"None of the {len(self.rows)} trials ended with a value of {self.metric}."
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why trials ended without a value: condition, reason and how often, most frequent first."""
+        lost = [row for row in self.rows if row.condition.is_terminal and row.objective is None]
+        found = Counter(explain(row) for row in lost)
+        return [f"{count} × {what}" for what, count in found.most_common()]
+
+
+def explain(row: TrialRow) -> str:
+    """Tell a row's condition, and its reason where that says more than the condition."""
+    extra = reason_text(row)
+    return f"{condition_text(row.condition)} ({extra})" if extra else condition_text(row.condition)
+
+
+def reason_text(row: TrialRow) -> str:
+    """Return the reason where it says more than the condition, as `TrialFailed` does not of Failed; else ""."""
+    return "" if row.reason.removeprefix("Trial") == row.condition else row.reason
+
+
+def command_line(experiment: Experiment, row: TrialRow) -> str:
+    """Write the primary container's command with this trial's values filled in, ready to paste into a shell.
+
+    Args:
+        experiment: Its template has the command.
+        row: The trial whose values are filled in.
+
+    Returns:
+        Environment variables that hold a value, then the command; "" when the template shows the values in neither.
+    """
+    container = _primary_container(experiment)
+    texts = parameter_texts(experiment, row)
+    known = {p.name: texts.get(p.reference, p.reference) for p in experiment.template.trial_parameters}
+    words = [str(word) for part in ("command", "args") for word in container.get(part) or ()]
+    variables = [item for item in container.get("env") or () if _is_filled(item)]
+    if not variables and not any(PLACEHOLDER.search(word) for word in words):
+        return ""
+    shown = [f"{item.get('name')}={shlex.quote(_fill(str(item['value']), known))}" for item in variables]
+    return printable(" ".join([*shown, *(shlex.quote(_fill(word, known)) for word in words)]))
+
+
+def _is_filled(variable: object) -> bool:
+    return isinstance(variable, Mapping) and bool(PLACEHOLDER.search(str(variable.get("value", ""))))
+
+
+def _fill(text: str, known: Mapping[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda match: known.get(match.group(1), match.group()), text)
+
+
+def _primary_container(experiment: Experiment) -> Mapping[str, Any]:
+    template = experiment.template
+    for _, pod in pod_templates(template.trial_spec, ""):
+        for container in pod["containers"]:
+            if container.get("name") == template.primary_container_name:
+                found: Mapping[str, Any] = container
+                return found
+    return {}

@@ -1,0 +1,204 @@
+"""What each step of a pipeline does, from texts and paths to texts and files; the components only call these.
+
+Structured values travel as JSON text. Nothing here knows kfp.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo_core import __version__, images, report, tuner
+from hpo_core.errors import LaunchError, Problem, SpecError
+from hpo_core.experiment import Experiment
+from hpo_core.lint import lint
+from hpo_core.report.rows import best_row
+from hpo_core.space import Value
+from hpo_core.status import ExperimentCondition, Progress, Verdict
+from hpo_core.store import ExperimentStore
+from hpo_core.tuner import Handle, Interruption, Place
+
+DEFAULT_STORE = "./.hpo"
+
+
+def require(version: str) -> None:
+    """Refuse to run in an image of another version than the component was made for.
+
+    Raises:
+        SpecError: The versions differ.
+    """
+    if version != __version__:
+        message = f"the component is of version {version}, its image has {__version__}: use the image tagged {version}"
+        raise SpecError([Problem("base_image", message)])
+
+
+def build(context: str, *, image: str = "", name: str = "", store: str = "") -> str:
+    """Build the trainer image and return its reference; one that is given is returned as it is.
+
+    Raises:
+        BuildError: The folder or its Dockerfile cannot be built.
+    """
+    if image:
+        print(f"the trainer image is given: {image}", flush=True)
+        return image
+    built = images.build(Path(context), store_root=_place(store).objects.root, name=name)
+    for line in built.skipped:
+        print(f"skipped {line}", flush=True)
+    print(f"{'found' if built.already_built else 'built'} {built.reference}", flush=True)
+    return built.reference
+
+
+def launch(experiment_yaml: str, *, image: str = "", namespace: str = "", run_id: str = "", store: str = "") -> str:
+    """Start the tuner in the background; returns the handle as JSON.
+
+    Raises:
+        SpecError: The document cannot be run; every problem is listed.
+        LaunchError: The tuner did not come up.
+    """
+    draft = lint(experiment_yaml, image=image, namespace=namespace)
+    for warning in draft.findings.warnings:
+        print(f"warning: {warning}", flush=True)
+    handle = tuner.launch(experiment_yaml, _place(store), image=image, namespace=namespace, run_id=run_id)
+    print(f"experiment {handle.namespace}/{handle.name} runs; its records are in {handle.store}", flush=True)
+    return handle.to_json()
+
+
+def wait(handle: str, report_path: str, summary_path: str) -> str:
+    """Wait for the end and write the report, also of an experiment that failed; returns the verdict as JSON.
+
+    An interruption, a closed stdout or a vanished parent suspend the experiment.
+
+    Raises:
+        SystemExit: This step was interrupted; the experiment is suspended.
+        LaunchError: The tuner died twice.
+    """
+    store, place = _store(handle)
+    with Interruption(watch_stdout=True, watch_parent=True) as interruption:
+
+        def should_stop() -> bool:
+            if interruption.requested:
+                tuner.request_stop(store, by="wait_for_experiment")
+            return interruption.requested
+
+        waited = tuner.wait(store, place, show=_print_progress, should_stop=should_stop)
+    if waited is None:
+        sys.exit(130)
+    experiment, trials = store.load(), store.trials()
+    _write(report_path, report.html(experiment, trials, waited.verdict))
+    _write(summary_path, report.markdown(experiment, trials, waited.verdict))
+    return json.dumps(
+        {"condition": waited.verdict.condition, "reason": waited.verdict.reason, "message": waited.verdict.message}
+    )
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best assignment, as JSON text, and its objective value under the metric's name."""
+
+    parameters: str
+    value: float
+    metric: str
+
+
+def extract(handle: str, verdict: str) -> Best:
+    """Return the best assignment of an experiment that is over.
+
+    Raises:
+        LaunchError: The experiment failed, was suspended, or no trial succeeded; the message says why.
+    """
+    store, _ = _store(handle)
+    experiment, trials = store.load(), store.trials()
+    given = json.loads(verdict)
+    row = best_row(report.trial_rows(experiment, trials))
+    if given["condition"] != ExperimentCondition.SUCCEEDED or row is None or row.objective is None:
+        raise LaunchError(_why_none(store, experiment, Verdict(**given)))
+    best = report.best_parameters(experiment, trials)
+    print(f"best {experiment.objective.metric_name}={row.objective:.6g} with {json.dumps(best)}", flush=True)
+    return Best(json.dumps(best), row.objective, experiment.objective.metric_name)
+
+
+def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, float]:
+    """Train the final model into a folder; returns the last value of every metric that it printed.
+
+    Raises:
+        SystemExit: This step was interrupted; the training was ended.
+        LaunchError: The training failed; the message has its last lines.
+    """
+    store, place = _store(handle)
+    values = _typed(store.load(), best_parameters)
+    Path(model_path).mkdir(parents=True, exist_ok=True)
+    with Interruption(watch_stdout=True, watch_parent=True) as interruption:
+        done = tuner.retrain(
+            store,
+            place,
+            values,
+            should_stop=lambda: interruption.requested,
+            model_dir=Path(model_path),
+            show=lambda line: print(line, flush=True),
+        )
+        if interruption.requested:
+            sys.exit(130)
+    if not done.succeeded:
+        raise LaunchError(f"the retraining {done.name} failed: {done.reason}: {done.message}")
+    if not any(Path(model_path).iterdir()):
+        raise LaunchError(
+            "the retraining left no model: the trainer has to write one to the folder HPO_OUTPUT_DIR names"
+        )
+    return {name: value for name, value in done.metrics.items() if math.isfinite(value)}
+
+
+def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", store: str = "") -> str:
+    """Suspend the experiment that a run launched, if it still runs; for the end of a pipeline, whatever came before.
+
+    Returns:
+        What was done, in a sentence.
+    """
+    experiment = lint(experiment_yaml, namespace=namespace).experiment()
+    experiment = experiment.renamed(run_id) if run_id else experiment
+    records = _place(store).store(experiment.namespace, experiment.name)
+    if not tuner.request_stop(records, by="cleanup_experiment"):
+        return f"the experiment {experiment.name} was not running"
+    tuner.wait_for_stop(records)
+    return f"the experiment {experiment.name} was suspended"
+
+
+def _place(store: str) -> Place:
+    return Place.of(store or os.environ.get("HPO_STORE", DEFAULT_STORE))
+
+
+def _store(handle: str) -> tuple[ExperimentStore, Place]:
+    told = Handle.from_json(handle)
+    place = Place.of(told.store)
+    return place.store(told.namespace, told.name), place
+
+
+def _print_progress(progress: Progress) -> None:
+    print(progress.line(), flush=True)
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _typed(experiment: Experiment, best_parameters: str) -> dict[str, Value]:
+    """Read an assignment from JSON text; pipelines turn numbers into others, so the search space decides the types."""
+    try:
+        given = json.loads(best_parameters)
+        return {p.name: p.parse(str(given[p.name])) for p in experiment.parameters}
+    except (ValueError, KeyError, TypeError) as error:
+        names = ", ".join(parameter.name for parameter in experiment.parameters)
+        message = f"must be a JSON object with a value for each of {names}, got {best_parameters!r}"
+        raise SpecError([Problem("best_parameters", message)]) from error
+
+
+def _why_none(store: ExperimentStore, experiment: Experiment, verdict: Verdict) -> str:
+    """Say why there is no best assignment, with the last failed trial's reason."""
+    rows = [row for row in report.trial_rows(experiment, store.trials()) if row.objective is None]
+    last = f"; trial {rows[-1].number}: {rows[-1].reason}: {rows[-1].message}" if rows else ""
+    return f"the experiment {experiment.name!r} has no result: {verdict.message} ({verdict.reason}){last}"
