@@ -311,7 +311,7 @@ def _conditions(experiment: Experiment, verdict: Verdict, when: str) -> list[dic
         ("Running", str(running), RUNNING.reason, RUNNING.message, experiment.created if running else when),
     ]
     if not running:
-        shown.append((verdict.condition, "True", verdict.reason, verdict.message, when))
+        shown.append((verdict.condition.value, "True", verdict.reason, verdict.message, when))
     return [
         {
             "type": kind,

@@ -370,16 +370,12 @@ def _start_tuner(experiment: Experiment, place: Place) -> None:
         return
     if answer.get("kind") == "Conflict" and _runs_the_same(store, experiment):
         return
-    if answer.get("kind") in ("SpecError", "Conflict", "StoreError"):
-        raise {"SpecError": _spec_error, "Conflict": Conflict, "StoreError": StoreError}[answer["kind"]](
-            answer["error"]
-        )
     said = answer.get("error") or _last_words(place, experiment)
+    if answer.get("kind") == "SpecError":
+        raise SpecError([Problem("", said)])
+    if answer.get("kind") == "Conflict":
+        raise Conflict(said)
     raise LaunchError(f"the tuner of {experiment.name!r} did not start: {said}")
-
-
-def _spec_error(message: str) -> SpecError:
-    return SpecError([Problem("", message)])
 
 
 def _ask(process: subprocess.Popen[bytes], order: bytes) -> dict[str, Any]:
