@@ -89,7 +89,7 @@ class Snapshot:
 class Followed:
     """What a trial that is not over has printed so far, for others to look at."""
 
-    number: int
+    label: str
     log: bytes
     metrics: str
 
@@ -173,7 +173,8 @@ class Run:
             StoreError, LaunchError: Our own work failed.
             Conflict: Another writer took over.
         """
-        events = self._launcher.events(timeout_s)
+        # With nothing to wait for, the first trials are not kept waiting.
+        events = self._launcher.events(timeout_s if self._followers else 0.0)
         changed = False
         for event in events:
             changed |= self._take(event)
@@ -202,7 +203,7 @@ class Run:
             SUSPENDED if suspended else verdict,
             self.progress(),
             tuple(
-                Followed(self._numbers[name], follower.log.content(), follower.metric_lines())
+                Followed(f"{self._numbers[name]:05d}", follower.log.content(), follower.metric_lines())
                 for name, follower in self._followers.items()
             ),
         )
@@ -264,8 +265,7 @@ class Run:
         previous = self.tally.best
         if exited.output_dir is not None and self._would_be_best(ended):
             self._try(self._store.save_output, label, exited.output_dir)
-        self._try(self._store.save_log, label, follower.log.content())
-        self._try(self._store.save_metrics, trial.number, follower.metric_lines())
+        self._try(self._store.save_printed, label, follower.log.content(), follower.metric_lines(), final=True)
         self._try(self._store.record, ended)
         self._finished += 1
         self._ended_s += _duration_s(ended)
@@ -455,7 +455,7 @@ def retrain(
     follower = _Follower(experiment, every_metric=True)
     launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
     exited = _await_exit(name, launcher, follower, should_stop, show)
-    store.save_log(RETRAIN, follower.log.content())
+    store.save_printed(RETRAIN, follower.log.content(), follower.metric_lines(), final=True)
     succeeded = is_success(exited)
     if succeeded and exited.output_dir is not None:
         store.delete_output(RETRAIN)

@@ -76,8 +76,7 @@ class Publisher:
         """Write a state now, in the caller's thread."""
         try:
             for followed in snapshot.followed:
-                self._store.save_log(f"{followed.number:05d}", followed.log)
-                self._store.save_metrics(followed.number, followed.metrics)
+                self._store.save_printed(followed.label, followed.log, followed.metrics, final=False)
             write_status(self._store, snapshot, now=self._clock.now())
         except HpoError as error:
             _log.warning("publish.failed experiment=%s reason=%s", snapshot.experiment.name, error)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from fractions import Fraction
+from functools import cached_property
 from statistics import NormalDist
 from typing import TypeAlias
 
@@ -72,7 +74,7 @@ class ParameterSpec:
         """Whether the values are listed one by one."""
         return self.type in (ParameterType.DISCRETE, ParameterType.CATEGORICAL)
 
-    @property
+    @cached_property
     def cardinality(self) -> int | None:
         """How many values there are; None for a continuum."""
         if self.is_list:
@@ -80,8 +82,9 @@ class ParameterSpec:
         step = self._step
         if step is None:
             return None
-        # A tenth of a millionth of a step forgives ends that are no exact multiple in binary, as 0.1 to 0.3 by 0.1.
-        return math.floor((self._ends[1] - self._ends[0]) / step + 1e-7) + 1
+        # Counted in the decimals that the user wrote: in binary, 0.1 to 0.3 by 0.1 would fall short of its last point.
+        low, high = self._ends
+        return math.floor((Fraction(repr(high)) - Fraction(repr(low))) / Fraction(repr(step))) + 1
 
     def value_at(self, index: int) -> Value:
         """Return the value of that place in the list or on the lattice, 0 being the first.
@@ -111,12 +114,16 @@ class ParameterSpec:
         """Read a value from text.
 
         Raises:
-            ValueError: The text is no number, where the parameter's values are numbers.
+            ValueError: The text is no finite number, where the parameter's values are numbers.
         """
         if self.type is ParameterType.CATEGORICAL:
             return text
         number = float(text)
-        if self.type is ParameterType.INT or (self.type is ParameterType.DISCRETE and _is_integer_text(text)):
+        if not math.isfinite(number):
+            raise ValueError(f"{text!r} is not a finite number")
+        if self.type is not ParameterType.DOUBLE and _is_integer_text(text):
+            return int(text)
+        if self.type is ParameterType.INT:
             if number != int(number):
                 raise ValueError(f"{text!r} is not a whole number")
             return int(number)

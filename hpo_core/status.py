@@ -6,6 +6,7 @@ All of it can be computed again from the trials' records, in any order; nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -88,7 +89,7 @@ class Tally:
 
     Attributes:
         counts: Number of trials in each condition.
-        best: The best trial that has an observation; of equal ones the first by number.
+        best: The best trial that observed a finite value; of equal ones the first by number.
         best_value: Its objective value.
     """
 
@@ -116,7 +117,7 @@ class Tally:
             self.counts[before.condition] -= 1
         self.counts[after.condition] += 1
         value = after.observation.value(self.objective) if after.observation else None
-        if value is not None and after.condition.is_terminal:
+        if value is not None and math.isfinite(value) and after.condition.is_terminal:
             self._challenge(after, value)
 
     def _challenge(self, trial: Trial, value: float) -> None:

@@ -18,6 +18,7 @@ import difflib
 import json
 import math
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class ExperimentStore:
         self.objects = objects
         self.namespace, self.name = namespace, name
         self._prefix = f"{namespace}/{name}/"
+        self._printing = threading.Lock()
+        self._printed: set[str] = set()
 
     def accept(self, experiment: Experiment, *, now: str) -> Experiment:
         """Record an experiment, or find it recorded; a changed budget is recorded, any other change is refused.
@@ -131,13 +134,23 @@ class ExperimentStore:
                 raise StoreError(f"the record {key} cannot be read: {error!r}; restore it from a copy") from error
         return sorted(found, key=lambda trial: trial.number)
 
-    def save_metrics(self, number: int, lines: str) -> None:
-        """Write a trial's metric points, one JSON object a line."""
-        self._put(f"metrics/{number:05d}.jsonl", lines)
+    def save_printed(self, label: str, log: bytes, metrics: str, *, final: bool) -> None:
+        """Write what a workload printed and the metric points in it, one JSON object a line.
 
-    def save_log(self, label: str, data: bytes) -> None:
-        """Write what a trial printed; the label is its number in five digits, or `retrain`."""
-        self.objects.put(f"{self._prefix}logs/{label}.log", data)
+        Args:
+            label: The trial's number in five digits, or `retrain`.
+            log: Head and tail of it.
+            metrics: The points.
+            final: Whether the workload is over. What is not final is dropped after what was, since a picture of a
+                running workload may be written late, by another thread.
+        """
+        with self._printing:
+            if not final and label in self._printed:
+                return
+            if final:
+                self._printed.add(label)
+            self.objects.put(f"{self._prefix}logs/{label}.log", log)
+            self._put(f"metrics/{label}.jsonl", metrics)
 
     def log(self, label: str) -> bytes:
         """Return what a trial printed.

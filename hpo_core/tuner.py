@@ -179,8 +179,9 @@ def run_experiment(
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": clock.now()}
     with store.lease(owner), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
-        store.save_derived("launch.json", json.dumps({"directory": place.directory}))
-        launcher = place.launcher(accepted, parallel=accepted.parallel_trial_count)
+        there = launched_place(store, place)
+        store.save_derived("launch.json", json.dumps({"directory": there.directory}))
+        launcher = there.launcher(accepted, parallel=accepted.parallel_trial_count)
         run = loop.Run(accepted, store, launcher, make_search(accepted), clock=clock, should_stop=should_stop)
         publisher.write(run.snapshot())
         ready(accepted)
@@ -343,9 +344,9 @@ def retrain(
 
 
 def launched_place(store: ExperimentStore, place: Place) -> Place:
-    """Return the place with the directory that the experiment was launched in, where that is known."""
-    launched = json.loads(store.derived("launch.json") or "{}")
-    return Place(place.uri, launched.get("directory", place.directory))
+    """Return the place with the directory that the experiment was first launched in, if that is still there."""
+    directory = json.loads(store.derived("launch.json") or "{}").get("directory", "")
+    return Place(place.uri, directory) if Path(directory).is_dir() and directory else place
 
 
 def _start_tuner(experiment: Experiment, place: Place) -> None:

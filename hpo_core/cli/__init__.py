@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hpo_core.cli.arguments import make_parser
 from hpo_core.errors import (
     BuildError,
     Conflict,
@@ -51,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = make_parser().parse_args(argv)
-    level = logging.INFO if arguments.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    arguments = None
     try:
+        # Imported here, so that an interruption while the modules load is taken as calmly as a later one.
+        from hpo_core.cli.arguments import make_parser
+
+        arguments = make_parser().parse_args(argv)
+        level = logging.INFO if arguments.verbose else logging.WARNING
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
@@ -65,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except HpoError as error:
-        print(f"hpo {arguments.name}: {error}", file=sys.stderr)
+        print(f"hpo {arguments.name if arguments else ''}: {error}", file=sys.stderr)
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     except Exception as error:
-        if arguments.verbose:
+        if arguments is None or arguments.verbose:
             raise
         print(
             f"hpo {arguments.name}: this is a bug of ours: {error!r}; please report it with the output of --verbose",

@@ -165,7 +165,7 @@ class Node:
             return None
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             self.findings.problem(self.at(name), f"must be a number, got {describe(value)}")

@@ -224,7 +224,7 @@ def _read_parameters(spec: Node) -> tuple[ParameterSpec, ...]:
     for node in spec.children("parameters"):
         node.check_fields(("name", "parameterType", "feasibleSpace"))
         name = node.text("name", required=True)
-        if name in names:
+        if name and name in names:
             node.findings.problem(node.at("name"), f"{name!r} is the name of an earlier parameter too")
         names.add(name)
         kind = node.choice("parameterType", tuple(ParameterType))
@@ -277,7 +277,7 @@ def _read_range(name: str, kind: ParameterType, space: Node) -> ParameterSpec | 
         space.findings.problem(space.at("list"), f"has no meaning for a parameter of type {kind} with min and max")
     distribution = space.choice("distribution", tuple(Distribution), default=Distribution.UNIFORM)
     low, high, step = space.number("min"), space.number("max"), space.number("step")
-    if low is None or high is None or not distribution:
+    if low is None or high is None or not distribution or (step is None and space.value.get("step") not in (None, "")):
         return None
     for field_name, value in (("min", low), ("max", high), ("step", step)):
         if kind is ParameterType.INT and value is not None and value != int(value):
@@ -312,7 +312,7 @@ def _read_objective(spec: Node) -> Objective | None:
         strategy.check_fields(("name", "value"))
         metric, value = strategy.text("name", required=True), strategy.choice("value", tuple(MetricStrategy))
         if metric and metric not in (name, *additional):
-            strategy.findings.problem(strategy.at("name"), f"{metric!r} is none of the metrics {name}, {additional}")
+            strategy.findings.problem(strategy.at("name"), f"{metric!r} is none of the metrics {', '.join((name, *additional))}")
         if value:
             strategies[metric] = MetricStrategy(value)
     goal = node.number("goal")
@@ -325,7 +325,13 @@ def _read_algorithm(spec: Node) -> AlgorithmSpec | None:
         return None
     node.check_fields(("algorithmName", "algorithmSettings"))
     name = node.text("algorithmName", required=True)
-    settings = {s.text("name", required=True): s.text("value") for s in node.children("algorithmSettings")}
+    settings: dict[str, str] = {}
+    for setting in node.children("algorithmSettings"):
+        setting.check_fields(("name", "value"))
+        key, value = setting.text("name", required=True), setting.text("value")
+        if key and key in settings:
+            setting.findings.problem(setting.at("name"), f"{key!r} is given twice")
+        settings[key] = value
     return AlgorithmSpec(name, settings) if name else None
 
 

