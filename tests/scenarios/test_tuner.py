@@ -151,7 +151,7 @@ def test_a_changed_spec_is_refused_with_the_difference_and_a_raised_budget_goes_
     Folder.make(tmp_path, EXPERIMENT.replace('max: "0.05"', 'max: "0.07"'))
     refused = folder.hpo("run", "small.yaml")
     assert refused.returncode == 2
-    assert "+        max: '0.07'" in refused.stderr
+    assert "+      max: '0.07'" in refused.stderr
     Folder.make(tmp_path, EXPERIMENT.replace("maxTrialCount: 4", "maxTrialCount: 6"))
     assert folder.hpo("run", "small.yaml").returncode == 0
     assert folder.conditions() == ["Succeeded"] * 6

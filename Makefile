@@ -1,0 +1,59 @@
+# The two commands of the README are `make demo` and `make test`; both make what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# PyTorch's wheels for CPUs alone are far smaller: make demo TORCH_INDEX=<the address of PyTorch's CPU index>
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: demo test lint types e2e bench compile clean help
+
+help:
+	@echo "make demo     tune and retrain a digit classifier with the shipped pipeline, on this machine"
+	@echo "make test     lint, types and tests"
+	@echo "make e2e      tests that need more than Python: a browser"
+	@echo "make bench    what our own work costs"
+	@echo "make compile  make the component and pipeline YAML anew"
+	@echo "make clean    remove the environment, build files and the demo's records"
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/python -m pipelines.run_local manifests/experiments/mnist-random.yaml trainers/mnist
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+e2e: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/e2e -rs
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python tests/benchmarks/overhead.py
+
+compile: $(VENV)/dev.stamp
+	$(BIN)/python -m pipelines.compile
+
+clean:
+	rm -rf $(VENV) .hpo build dist *.egg-info local_outputs .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/pip.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, $(PYTHON) is `$(PYTHON) --version`; try make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
+	@echo "installing what the demo needs: a few minutes the first time, PyTorch is large"
+	$(INSTALL) --quiet --editable '.[kfp,mnist]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
+	$(INSTALL) --quiet --editable '.[kfp,dev]'
+	@touch $@
