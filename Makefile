@@ -34,7 +34,7 @@ e2e: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/e2e -rs
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python tests/benchmarks/overhead.py
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/benchmarks/overhead.py
 
 compile: $(VENV)/dev.stamp
 	$(BIN)/python -m pipelines.compile

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo_core.errors import AlgorithmError
-from hpo_core.experiment.model import Experiment
-from hpo_core.experiment.template import META_REFERENCE, PLACEHOLDER, pod_templates
+from hpo_core.experiment.model import Experiment, pod_templates
+from hpo_core.experiment.template import META_REFERENCE, PLACEHOLDER
 from hpo_core.space import Values
 
 LABEL_EXPERIMENT = "katib.kubeflow.org/experiment"
@@ -39,13 +39,13 @@ def render(experiment: Experiment, values: Values, name: str, *, phase: str = PH
         AlgorithmError: A parameter has no value.
     """
     texts = _replacements(experiment, values, name)
-    manifest: dict[str, Any] = _fill(experiment.template.trial_spec, texts, expanded=False)
-    metadata = manifest.setdefault("metadata", {})
-    metadata.update(name=name, namespace=experiment.namespace)
-    labels = metadata.setdefault("labels", {})
-    labels[LABEL_EXPERIMENT] = experiment.name
+    filled: dict[str, Any] = _fill(experiment.template.trial_spec, texts, expanded=False)
+    given = filled.pop("metadata", None) or {}
+    labels = {**(given.get("labels") or {}), LABEL_EXPERIMENT: experiment.name, LABEL_TRIAL: name}
     if experiment.uid:
         labels[LABEL_UID] = experiment.uid
+    metadata = {**given, "name": name, "namespace": experiment.namespace, "labels": labels}
+    manifest = {"apiVersion": filled.pop("apiVersion"), "kind": filled.pop("kind"), "metadata": metadata, **filled}
     environment = {"KATIB_TRIAL_NAME": name, "HPO_PHASE": phase}
     for _, pod in pod_templates(manifest, ""):
         for container in pod["containers"]:

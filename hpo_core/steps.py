@@ -63,7 +63,7 @@ def launch(experiment_yaml: str, *, image: str = "", namespace: str = "", run_id
     draft = lint(experiment_yaml, image=image, namespace=namespace)
     for warning in draft.findings.warnings:
         print(f"warning: {warning}", flush=True)
-    handle = tuner.launch(experiment_yaml, _place(store), image=image, namespace=namespace, run_id=run_id)
+    handle = tuner.launch(draft.experiment(), _place(store), run_id=run_id)
     print(f"experiment {handle.namespace}/{handle.name} runs; its records are in {handle.store}", flush=True)
     return handle.to_json()
 

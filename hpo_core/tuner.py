@@ -171,9 +171,11 @@ def run_experiment(
 
     Raises:
         SpecError: It was begun with another spec.
+        BuildError: Its local image is not on this machine.
         Conflict: Another process is running it.
         StoreError, LaunchError: Our own work failed; it can be resumed.
     """
+    images.find_local_image(experiment.template.primary_image, place.images_root)
     clock = loop.SystemClock()
     store = place.store(experiment.namespace, experiment.name)
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": clock.now()}
@@ -196,37 +198,26 @@ def run_experiment(
     return final
 
 
-def launch(
-    text: str,
-    place: Place,
-    *,
-    image: str = "",
-    namespace: str = "",
-    run_id: str = "",
-) -> Handle:
+def launch(experiment: Experiment, place: Place, *, run_id: str = "") -> Handle:
     """Start a tuner in the background and return once it holds the lease and has recorded the experiment.
 
     Idempotent: an experiment of the same spec that is running already is taken as this one.
 
     Args:
-        text: The Experiment document.
+        experiment: As loaded.
         place: Where its records are to be.
-        image: The trainer image; "" leaves the document's.
-        namespace: Used instead of the document's; "" leaves it alone.
         run_id: What makes this launch one of its own: another one gets its own experiment, whose name ends in a hash of
-            it. "" takes the document's name as it stands.
+            it. "" takes the experiment's name as it stands.
 
     Raises:
-        SpecError: The document cannot be run, or an experiment of that name has another spec.
+        SpecError: An experiment of that name has another spec.
+        Conflict: It is being retrained.
         LaunchError: The tuner did not come up; the message has its last words.
     """
-    draft = lint(text, image=image, namespace=namespace)
-    experiment = draft.experiment()
     if run_id:
         experiment = experiment.renamed(run_id)
-    handle = Handle(experiment.namespace, experiment.name, place.uri, "local", experiment.spec_hash, run_id)
     _start_tuner(experiment, place)
-    return handle
+    return Handle(experiment.namespace, experiment.name, place.uri, "local", experiment.spec_hash, run_id)
 
 
 @dataclass(frozen=True)

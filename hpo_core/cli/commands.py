@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from hpo_core import images, manifest, search, tuner
 from hpo_core import lint as linting
+from hpo_core import manifest, search, tuner
 from hpo_core import report as reporting
 from hpo_core.cli import show
 from hpo_core.errors import NotFound, Problem, SpecError
@@ -69,6 +69,8 @@ def suggest(arguments: argparse.Namespace) -> int:
 
 def build(arguments: argparse.Namespace) -> int:
     """Build the trainer image; its reference alone goes to stdout."""
+    from hpo_core import images  # a Dockerfile's grammar is dear to import, and no other command needs it
+
     place = _place(arguments)
     image = images.build(
         Path(arguments.context),
@@ -84,10 +86,7 @@ def build(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run an experiment in the foreground."""
-    draft = _draft(arguments)
-    experiment = draft.experiment()
-    for warning in draft.findings.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    experiment = _told_experiment(arguments)
     place = _place(arguments)
     progress = show.ProgressLine()
     with Interruption() as interruption:
@@ -101,8 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def launch(arguments: argparse.Namespace) -> int:
     """Start an experiment in the background."""
-    place = _place(arguments)
-    handle = tuner.launch(_text(arguments), place, image=arguments.image, namespace=arguments.namespace)
+    handle = tuner.launch(_told_experiment(arguments), _place(arguments))
     print(f"experiment {handle.name} runs in the namespace {handle.namespace}; `hpo wait {handle.name}` shows it")
     return 0
 
@@ -245,6 +243,15 @@ def _draft(arguments: argparse.Namespace) -> Draft:
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
     return _draft(arguments).experiment()
+
+
+def _told_experiment(arguments: argparse.Namespace) -> Experiment:
+    """The experiment, after its warnings have been told."""
+    draft = _draft(arguments)
+    experiment = draft.experiment()
+    for warning in draft.findings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return experiment
 
 
 def _place(arguments: argparse.Namespace) -> Place:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from hpo_core import report
 from hpo_core.experiment import Experiment
@@ -27,6 +25,22 @@ _COLOURS = {
     TrialCondition.KILLED: "yellow",
     TrialCondition.EARLY_STOPPED: "yellow",
 }
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table, set to the left or to the right."""
+
+    title: str
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text in a table, and how it looks, in rich's words."""
+
+    text: str
+    style: str = ""
 
 
 class ProgressLine:
@@ -56,20 +70,13 @@ class ProgressLine:
 def trials(experiment: Experiment, found: Sequence[Trial]) -> None:
     """Print the table of trials; where the terminal is narrow, reasons are cut and not values."""
     found_rows = report.trial_rows(experiment, found)
-    additional = experiment.objective.additional_metric_names
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right")
-    for name in (experiment.objective.metric_name, *additional):
-        table.add_column(escape(name), justify="right", no_wrap=True)
-    for parameter in experiment.parameters:
-        table.add_column(escape(parameter.name), justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("condition", no_wrap=True)
+    columns = [Column("#", right=True)]
+    columns += [Column(name, right=True) for name in experiment.objective.metric_names]
+    columns += [Column(parameter.name, right=True) for parameter in experiment.parameters]
+    columns += [Column("time", right=True), Column("condition")]
     if any(row.condition is not TrialCondition.SUCCEEDED for row in found_rows):
-        table.add_column("reason", overflow="ellipsis", no_wrap=True)
-    for row in found_rows:
-        table.add_row(*_cells(experiment, row)[: len(table.columns)], style="bold" if row.is_best else "")
-    _console().print(table)
+        columns.append(Column("reason"))
+    _print_table(columns, [_cells(experiment, row) for row in found_rows])
 
 
 def result(experiment: Experiment, found: Sequence[Trial], verdict: Verdict, place: Place) -> None:
@@ -97,17 +104,13 @@ def status(experiment: Experiment, found: Sequence[Trial], verdict: Verdict, *, 
     print(progress(experiment, tally, None).line())
 
 
-def experiments(rows: Sequence[tuple[str, str, str, str]], place: Place) -> None:
+def experiments(found: Sequence[tuple[str, str, str, str]], place: Place) -> None:
     """Print the experiments of a store."""
-    if not rows:
+    if not found:
         print(f"no experiment in {place.uri}; `hpo run experiment.yaml` starts one")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("namespace", "name", "condition", "progress"):
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    _console().print(table)
+    columns = [Column(title) for title in ("namespace", "name", "condition", "progress")]
+    _print_table(columns, [[Cell(text) for text in row] for row in found])
 
 
 def retraining(done: Retraining, store: ExperimentStore, place: Place, model_dir: str) -> None:
@@ -122,21 +125,30 @@ def retraining(done: Retraining, store: ExperimentStore, place: Place, model_dir
         print(f"copy    {model_dir}")
 
 
-def _cells(experiment: Experiment, row: TrialRow) -> list[str]:
+def _cells(experiment: Experiment, row: TrialRow) -> list[Cell]:
     metrics = [rows.metric_value(experiment.objective, name, row) for name in experiment.objective.metric_names]
-    colour = _COLOURS.get(row.condition, "")
-    condition = f"[{colour}]{row.condition}[/]" if colour else row.condition
+    values = [rows.value_text(row.parameters.get(parameter.name)) for parameter in experiment.parameters]
     why = f"{row.reason}: {row.message}" if row.message else row.reason
+    plain = [str(row.number), *map(rows.number_text, metrics), *values, rows.duration_text(row.duration_s)]
+    weight = "bold" if row.is_best else ""
     return [
-        str(row.number),
-        *(rows.number_text(value) for value in metrics),
-        *(escape(rows.value_text(row.parameters.get(parameter.name))) for parameter in experiment.parameters),
-        rows.duration_text(row.duration_s),
-        condition,
-        "" if row.condition is TrialCondition.SUCCEEDED else escape(why),
+        *(Cell(text, weight) for text in plain),
+        Cell(row.condition, _COLOURS.get(row.condition, "")),
+        Cell("" if row.condition is TrialCondition.SUCCEEDED else why.replace("\n", " ")),
     ]
 
 
-def _console() -> Console:
+def _print_table(columns: Sequence[Column], lines: Iterable[Sequence[Cell]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        alignment: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(Text(column.title), justify=alignment, no_wrap=True, overflow="ellipsis")
+    for line in lines:
+        table.add_row(*(Text(cell.text, cell.style) for cell in line[: len(columns)]))
     # Without a terminal there is no width to fit in; a table that is cut there would lose values.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)

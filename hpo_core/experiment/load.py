@@ -312,7 +312,9 @@ def _read_objective(spec: Node) -> Objective | None:
         strategy.check_fields(("name", "value"))
         metric, value = strategy.text("name", required=True), strategy.choice("value", tuple(MetricStrategy))
         if metric and metric not in (name, *additional):
-            strategy.findings.problem(strategy.at("name"), f"{metric!r} is none of the metrics {', '.join((name, *additional))}")
+            strategy.findings.problem(
+                strategy.at("name"), f"{metric!r} is none of the metrics {', '.join((name, *additional))}"
+            )
         if value:
             strategies[metric] = MetricStrategy(value)
     goal = node.number("goal")

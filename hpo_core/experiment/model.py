@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -89,6 +89,15 @@ class TrialParameter:
     description: str = ""
 
 
+def pod_templates(trial_spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Find every pod template's spec in a workload of any kind, with its path: each mapping that holds `containers`."""
+    if isinstance(trial_spec.get("containers"), list):
+        yield path, trial_spec
+    for key, value in trial_spec.items():
+        if isinstance(value, Mapping):
+            yield from pod_templates(value, f"{path}.{key}")
+
+
 @dataclass(frozen=True)
 class TrialTemplate:
     """The workload of a trial with placeholders.
@@ -115,6 +124,15 @@ class TrialTemplate:
     def kind(self) -> str:
         """The workload's kind, as in `Job`."""
         return str(self.trial_spec.get("kind", ""))
+
+    @property
+    def primary_image(self) -> str:
+        """The image of the primary container; "" when it shows none."""
+        for _, pod in pod_templates(self.trial_spec, ""):
+            for container in pod["containers"]:
+                if container.get("name") == self.primary_container_name:
+                    return str(container.get("image", ""))
+        return ""
 
 
 def _setting(annotation: str, help: str, default: Any = None) -> Any:

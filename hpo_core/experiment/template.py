@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from hpo_core.experiment.document import Node, as_node, near_miss
-from hpo_core.experiment.model import TrialParameter, TrialTemplate
+from hpo_core.experiment.model import TrialParameter, TrialTemplate, pod_templates
 from hpo_core.space import ParameterSpec
 
 PLACEHOLDER = re.compile(r"\$\{trialParameters\.([^{}]*)\}")
@@ -32,15 +31,6 @@ _CONDITIONS = {
         "MPIJob": "Succeeded",
     }.items()
 }
-
-
-def pod_templates(trial_spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Find every pod template's spec in a workload of any kind, with its path: each mapping that holds `containers`."""
-    if isinstance(trial_spec.get("containers"), list):
-        yield path, trial_spec
-    for key, value in trial_spec.items():
-        if isinstance(value, Mapping):
-            yield from pod_templates(value, f"{path}.{key}")
 
 
 def read_template(spec: Node, parameters: tuple[ParameterSpec, ...]) -> TrialTemplate | None:
@@ -148,7 +138,8 @@ def _check_references(template: TrialTemplate, parameters: tuple[ParameterSpec, 
         spec.findings.problem(
             f"{path}.trialSpec", f"the placeholder ${{trialParameters.{name}}} has no trialParameter; {suffix}"
         )
-    _check_targets(template, {str(p.get("name")) for p in spec.value.get("parameters") or [] if _is(p)}, path, spec)
+    places = _places(spec.value.get("parameters"))
+    _check_targets(template, places, path, spec)
     for index, trial_parameter in enumerate(template.trial_parameters):
         if trial_parameter.name and trial_parameter.name not in used:
             spec.findings.problem(
@@ -156,15 +147,15 @@ def _check_references(template: TrialTemplate, parameters: tuple[ParameterSpec, 
                 f"${{trialParameters.{trial_parameter.name}}} does not occur in the trialSpec: use it or remove it",
             )
     references = {parameter.reference for parameter in template.trial_parameters}
-    for index, search_parameter in enumerate(parameters):
+    for search_parameter in parameters:
         if search_parameter.name not in references:
             spec.findings.problem(
-                f"{spec.at('parameters')}[{index}]",
+                f"{spec.at('parameters')}[{places[search_parameter.name]}]",
                 f"no trialParameter refers to {search_parameter.name!r}, so it would change nothing",
             )
 
 
-def _check_targets(template: TrialTemplate, known: set[str], path: str, spec: Node) -> None:
+def _check_targets(template: TrialTemplate, known: Collection[str], path: str, spec: Node) -> None:
     for index, parameter in enumerate(template.trial_parameters):
         where = f"{path}.trialParameters[{index}].reference"
         if parameter.reference in known or META_REFERENCE.search(parameter.reference) or not parameter.reference:
@@ -174,6 +165,12 @@ def _check_targets(template: TrialTemplate, known: set[str], path: str, spec: No
         spec.findings.problem(where, f"{parameter.reference!r} is no parameter of the search space{suffix}")
 
 
+def _places(parameters: object) -> dict[str, int]:
+    """Place of each search parameter in the user's list, where those that could not be read count too."""
+    listed = parameters if isinstance(parameters, list) else []
+    return {str(item.get("name")): index for index, item in enumerate(listed) if _is(item)}
+
+
 def _is(value: object) -> bool:
     return isinstance(value, Mapping)
 
@@ -181,7 +178,7 @@ def _is(value: object) -> bool:
 def set_image(template: TrialTemplate, image: str) -> None:
     """Replace the primary container's image wherever the template shows it; the document is our own copy."""
     containers = [c for _, pod in pod_templates(template.trial_spec, "") for c in pod["containers"] if _is(c)]
-    shown = {c.get("image") for c in containers if c.get("name") == template.primary_container_name}
+    shown = [c.get("image") for c in containers if c.get("name") == template.primary_container_name]
     for container in containers:
         if container.get("image") in shown:
             container["image"] = image

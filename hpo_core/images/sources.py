@@ -6,6 +6,7 @@ Where the files come from (the context or another stage) is decided by `stages`;
 from __future__ import annotations
 
 import difflib
+import gzip
 import lzma
 import posixpath
 import re
@@ -31,6 +32,7 @@ _REMOTE = re.compile(r"(https?|ftp|git|ssh)://|git@", re.IGNORECASE)
 _OCTAL = re.compile(r"[0-7]{1,4}")
 _CLAUSE = re.compile(r"([ugoa]*)([-+=])([rwxX]*)")
 _SHIFTS = {"u": 6, "g": 3, "o": 0}
+_BAD_ARCHIVE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, KeyError)
 _BITS = {"r": 4, "w": 2, "x": 1}
 
 
@@ -254,7 +256,7 @@ def _unpacked(archive: Path, source: str, scratch: Path) -> Path:
     try:
         with tarfile.open(archive) as opened:
             opened.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except _BAD_ARCHIVE as error:
         raise BuildError(
             f"ADD {source}: cannot be unpacked: {error}; make the archive again, or COPY the files"
         ) from error

@@ -126,7 +126,7 @@ class LocalLauncher:
         arguments = [str(folder), str(job.deadline_s or 0), str(command.memory_bytes), str(command.grace_s), "--"]
         with (folder / "supervisor.log").open("ab") as errors:
             return subprocess.Popen(
-                [sys.executable, "-S", "-E", _supervisor_program(), *arguments, *command.argv],
+                [sys.executable, "-S", "-E", supervisor_program(), *arguments, *command.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -318,8 +318,8 @@ def _check_container(container: Mapping[str, Any], path: str, draft: Draft, prim
         )
 
 
-def _supervisor_program() -> str:
-    """The supervisor's compiled form, which starts faster and in less memory, where the interpreter keeps one."""
+def supervisor_program() -> str:
+    """Return the supervisor's compiled form, which starts faster and smaller, where the interpreter keeps one."""
     compiled = supervisor.__spec__.cached if supervisor.__spec__ else None
     return compiled if compiled and Path(compiled).exists() else supervisor.__file__
 

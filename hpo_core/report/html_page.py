@@ -23,8 +23,8 @@ from hpo_core.report.rows import (
     condition_text,
     duration_text,
     number_text,
-    parameter_texts,
     printable,
+    value_text,
 )
 from hpo_core.report.summary import Summary, command_line
 from hpo_core.report.tables import finite
@@ -122,13 +122,13 @@ def _best(summary: Summary) -> str:
     best = summary.best
     if best is None:
         return ""
-    texts = parameter_texts(summary.experiment, best)
+    shown = {name: value_text(value) for name, value in best.parameters.items()}
     values = {n: v if isinstance(v, str) else finite(v) for n, v in best.parameters.items()}
     return (
         '<section class="card best" aria-labelledby="best"><div><h2 id="best">Best trial</h2>'
         f'<p class="value"><b>{number_text(best.objective)}</b> <span>{_text(summary.metric)}</span></p>'
         f'<p class="muted">Trial {best.number}{", " if best.name else ""}<code>{_text(best.name)}</code></p>'
-        f'<dl class="values">{_definitions(texts)}</dl></div>'
+        f'<dl class="values">{_definitions(shown)}</dl></div>'
         f"<div><h2>Use it</h2>{_copyable('Command of the trial', command_line(summary.experiment, best))}"
         f"{_copyable('Values as JSON', json.dumps(values, indent=2, allow_nan=False))}</div></section>"
     )
@@ -170,9 +170,7 @@ def _plots(summary: Summary) -> str:
         return ""
     metric = _text(summary.metric)
     small = "".join(
-        f'<figure><figcaption>{_text(parameter.name)}</figcaption><div data-plot="parameter" data-index="{index}"></div>'
-        "</figure>"
-        for index, parameter in enumerate(summary.experiment.parameters)
+        f'<div data-plot="parameter" data-index="{index}"></div>' for index in range(len(summary.experiment.parameters))
     )
     return (
         '<noscript><p class="card note">The plots need JavaScript. The best trial and the table of all trials do not.'

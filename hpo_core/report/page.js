@@ -120,7 +120,7 @@
       root.append(svg("line", { class: "gridline", x1: left, x2: right, y1: tick.at, y2: tick.at }));
       root.append(svg("text", { x: left - 8, y: tick.at + 4, "text-anchor": "end" }, tick.text));
     }
-    root.append(svg("text", { x: 0, y: 12 }, scale.log ? `${title} (log scale)` : title));
+    root.append(svg("text", { class: "title", x: 0, y: 12 }, scale.log ? `${title} (log scale)` : title));
   }
 
   function bottomAxis(root, scale, y, left, right, title) {
@@ -134,7 +134,7 @@
       const hint = tick.full && tick.full !== tick.text ? svg("title", {}, tick.full) : null;
       root.append(svg("text", { x: tick.at, y: y + 18, "text-anchor": "middle" }, tick.text, hint));
     }
-    if (title) root.append(svg("text", { x: right, y: y + 38, "text-anchor": "end" }, title));
+    root.append(svg("text", { class: "title", x: (left + right) / 2, y: y + 39, "text-anchor": "middle" }, title));
   }
 
   function describe(trial, data) {
@@ -206,13 +206,13 @@
     root.append(svg("path", { class: "course", d: path }));
   }
 
-  function labelBest(root, data, x, y, right) {
+  function labelBest(root, data, x, y, left, right) {
     const best = data.trials.find((trial) => trial.number === data.best);
-    if (!best) return;
     const text = `best ${short(best.objective)}`;
-    const toLeft = x.at(best.number) + 14 + text.length * LETTER > right;
-    const shift = toLeft ? { x: x.at(best.number) - 14, "text-anchor": "end" } : { x: x.at(best.number) + 14 };
-    root.append(svg("text", { class: "halo strong", y: y.at(best.objective) + 4, ...shift }, text));
+    const half = (text.length * LETTER) / 2;
+    const middle = Math.min(Math.max(x.at(best.number), left + half), right - half);
+    const attributes = { class: "halo strong", x: middle, y: y.at(best.objective) - 16, "text-anchor": "middle" };
+    root.append(svg("text", attributes, text));
   }
 
   // --- Plots ----------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@
     drawGoal(root, data, y, left, width);
     drawCourse(root, data, x, y);
     drawTrials(root, data, (trial) => x.at(trial.number), y, bottom);
-    labelBest(root, data, x, y, width);
+    if (data.best !== null) labelBest(root, data, x, y, left, width);
     return root;
   }
 

@@ -26,6 +26,8 @@ from hpo_core.report.rows import (
 from hpo_core.status import ExperimentCondition, Verdict
 from hpo_core.trial import Trial, TrialCondition
 
+_LINE_LENGTH = 60
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -146,7 +148,15 @@ def command_line(experiment: Experiment, row: TrialRow) -> str:
     if not variables and not any(PLACEHOLDER.search(word) for word in words):
         return ""
     shown = [f"{item.get('name')}={shlex.quote(_fill(str(item['value']), known))}" for item in variables]
-    return printable(" ".join([*shown, *(shlex.quote(_fill(word, known)) for word in words)]))
+    return printable(_folded([*shown, *(shlex.quote(_fill(word, known)) for word in words)]))
+
+
+def _folded(words: list[str]) -> str:
+    """Join a command's words; a long one has each option on a line of its own, as one writes it in a shell."""
+    line = " ".join(words)
+    if len(line) <= _LINE_LENGTH:
+        return line
+    return " ".join(f"\\\n  {word}" if word.startswith("-") else word for word in words)
 
 
 def _is_filled(variable: object) -> bool:

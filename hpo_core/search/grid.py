@@ -80,8 +80,8 @@ class MixedOrder:
     def _draw(self, place: int) -> int:
         """Swap a random one of the numbers not yet drawn to this place; `_moved` holds what a swap put elsewhere."""
         left = self.size - place
-        # Of Python's generator only `random()` is promised never to change; `min` is for sizes that no float can hold.
-        other = place + min(int(self._draws.random() * left), left - 1)
+        # Of Python's generator only `random()` is promised never to change; its 53 bits are scaled without rounding.
+        other = place + (int(self._draws.random() * 2**53) * left >> 53)
         here = self._moved.pop(place, place)
         if other == place:
             return here

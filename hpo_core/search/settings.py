@@ -72,7 +72,7 @@ class _Rule:
             return f"one of {', '.join(self.words)}"
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[self.type]
         bounds = " and ".join(f"{words} {bound:g}" for words, bound in self.bounds.items())
-        return f"{kind} {bounds}" if bounds else kind
+        return " ".join(part for part in (kind, bounds, "or None" if self.optional else "") if part)
 
     def parse(self, text: str) -> Any:
         """Read the setting's text.
@@ -83,7 +83,7 @@ class _Rule:
         if self.optional and text == "None":
             return None
         if self.words:
-            value: Any = {word: word for word in self.words}.get(text)
+            value: Any = text if text in self.words else None
         elif self.type is bool:
             value = {"true": True, "false": False}.get(text.lower())
         else:

@@ -1,4 +1,4 @@
-"""What our own work costs: `python tests/benchmarks/overhead.py`.
+"""What our own work costs: `make bench`.
 
 Runs 12 trials of 2 s, three at a time, and compares the wall time with the trials' own time, from fork to exit, shared
 among three. Measures a supervisor apart. Asserts nothing: machines differ, ratios tell.
@@ -14,7 +14,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from hpo_core.launch import supervisor
+from hpo_core.launch.local import supervisor_program
 
 EXPERIMENT = """
 apiVersion: kubeflow.org/v1beta1
@@ -70,7 +70,8 @@ def measure_supervisor(folder: Path, count: int = 20) -> None:
     for index in range(count):
         place = folder / str(index)
         place.mkdir()
-        words = [sys.executable, "-S", "-E", supervisor.__file__, str(place), "0", "0", "10", "--", "sleep", "0.1"]
+        limits = ["0", "0", "10", "--"]
+        words = [sys.executable, "-S", "-E", supervisor_program(), str(place), *limits, "sleep", "0.1"]
         spawned = time.time()
         process = subprocess.Popen(words, start_new_session=True, env={"PATH": os.environ["PATH"]})
         time.sleep(0.08)
@@ -80,7 +81,7 @@ def measure_supervisor(folder: Path, count: int = 20) -> None:
         facts = dict(line.split("=") for line in (place / "exit").read_text().split())
         delays_ms.append((float(facts["started"]) - spawned) * 1000)
     print(f"supervisor: spawn to fork median {statistics.median(delays_ms):.1f} ms, worst {max(delays_ms):.1f} ms")
-    print(f"supervisor: resident at most {max(sizes_mb):.1f} MB, the bare interpreter {_bare_interpreter_mb():.1f} MB")
+    print(f"supervisor: resident at most {max(sizes_mb):.1f} MiB, the bare interpreter {_bare_interpreter_mb():.1f} MiB")
 
 
 def _bare_interpreter_mb() -> float:

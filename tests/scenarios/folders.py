@@ -98,7 +98,7 @@ class Folder:
         found = []
         for process in Path("/proc").iterdir():
             try:
-                if process.name.isdigit() and str(self.path) in os.readlink(process / "cwd"):
+                if process.name.isdigit() and str(self.path) in str((process / "cwd").readlink()):
                     found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
             except OSError:
                 continue

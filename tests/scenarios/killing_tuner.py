@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hpo_core.experiment import Experiment
@@ -58,7 +59,7 @@ class Fused:
 class FusedPlace(Place):
     """A place whose store and launcher burn the fuse."""
 
-    fuse: Fuse = Fuse(0)
+    fuse: Fuse = field(default_factory=lambda: Fuse(0))
 
     @property
     def objects(self) -> Any:
@@ -70,7 +71,7 @@ class FusedPlace(Place):
 
 def main() -> None:
     file, store, calls = sys.argv[1:]
-    place = Place.of(store, os.path.dirname(file))
+    place = Place.of(store, Path(file).parent)
     fuse = Fuse(int(calls))
     run_experiment(load_experiment(file), FusedPlace(place.uri, place.directory, fuse))
     print(fuse.count)

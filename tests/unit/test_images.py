@@ -326,8 +326,8 @@ def test_a_stage_that_the_last_one_does_not_need_is_not_looked_at(tmp_path: Path
             r"Dockerfile:4: COPY --from=b: that stage has RUN \(line 2\), which needs .*docker",
         ),
         (
-            "FROM x\nCOPY --from=ghcr.io/a/uv:1 /uv /",
-            "Dockerfile:2: COPY --from=ghcr.io/a/uv:1: no earlier stage, .* engine",
+            "FROM x\nCOPY --from=example.com/a/uv:1 /uv /",
+            "Dockerfile:2: COPY --from=example.com/a/uv:1: no earlier stage, .* engine",
         ),
         ("FROM x AS build\nFROM y\nCOPY --from=biuld /a /", "Dockerfile:3: .*did you mean build?"),
         ("FROM x AS b\nFROM y\nCOPY --from=b /usr/lib /l", "Dockerfile:3: /usr/lib: no such file .* base image"),
@@ -379,6 +379,16 @@ def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
     whole = (folder / "d.tgz").read_bytes()
     (folder / "d.tgz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BuildError, match=r"Dockerfile:2: ADD d.tgz: cannot be unpacked"):
+        build_local_image(folder, tmp_path / "images")
+
+
+def test_an_archive_that_misses_a_member_is_refused(tmp_path: Path) -> None:
+    folder = put(tmp_path / "c", {"Dockerfile": "FROM x\nADD d.tar /\n"})
+    with tarfile.open(folder / "d.tar", "w") as opened:
+        member = tarfile.TarInfo("hard")
+        member.type, member.linkname = tarfile.LNKTYPE, "missing"
+        opened.addfile(member)
+    with pytest.raises(BuildError, match=r"Dockerfile:2: ADD d.tar: cannot be unpacked"):
         build_local_image(folder, tmp_path / "images")
 
 
@@ -638,7 +648,7 @@ def test_leftovers_of_long_ago_are_removed_and_young_ones_are_not(context: Path,
 
 
 def test_a_file_that_changes_during_the_build_makes_no_image(tmp_path: Path, images: Path) -> None:
-    folder = put(tmp_path / "c", {"Dockerfile": "FROM x\nCOPY log /\n", "log": "x" * 20_000_000})
+    folder = put(tmp_path / "c", {"Dockerfile": "FROM x\nCOPY log /\n", "log": "x" * 40_000_000})
     done = threading.Event()
 
     def write() -> None:
@@ -694,7 +704,7 @@ def test_a_built_image_is_found_by_its_reference(context: Path, images: Path) ->
 
 
 @pytest.mark.parametrize(
-    "reference", ["python:3.12", "docker.io/local/a", "local/a:latest", f"a/local/b@sha256:{'0' * 64}", ""]
+    "reference", ["python:3.12", "example.com/local/a", "local/a:latest", f"a/local/b@sha256:{'0' * 64}", ""]
 )
 def test_the_reference_of_a_registry_image_is_none_of_ours(images: Path, reference: str) -> None:
     assert find_local_image(reference, images) is None

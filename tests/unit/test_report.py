@@ -46,11 +46,11 @@ def list_of(name: str, *items: str, kind: str = "categorical") -> dict[str, Any]
 
 
 def experiment(
-    parameters: Sequence[Mapping[str, Any]], *, metric: str = "loss", name: str = "mnist", **changes: Any
+    parameters: Sequence[Mapping[str, Any]], *, metric: str = "loss", name: str = "mnist", most: int = 12, **changes: Any
 ) -> Experiment:
     """An accepted Experiment; `changes` go into its objective."""
-    words = [f"--{index}=${{trialParameters.p{index}}}" for index in range(len(parameters))]
-    container = {"name": "train", "image": "trainer:1", "command": ["python3", "/app/mnist.py", *words]}
+    words = [f"--{p['name'].lstrip('-')}=${{trialParameters.p{index}}}" for index, p in enumerate(parameters)]
+    container = {"name": "train", "image": "trainer:1", "command": ["python3", "/app/mnist.py", "--epochs=1", *words]}
     document = {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
@@ -58,7 +58,7 @@ def experiment(
         "spec": {
             "objective": {"type": "minimize", "objectiveMetricName": metric, **changes},
             "algorithm": {"algorithmName": "random"},
-            "maxTrialCount": 200,
+            "maxTrialCount": most,
             "parameters": list(parameters),
             "trialTemplate": {
                 "primaryContainerName": "train",
@@ -133,6 +133,7 @@ def mixed(count: int) -> tuple[Experiment, list[Trial], Verdict]:
             list_of("--batch-size", "16", "32", "64", "128", kind="discrete"),
         ],
         name="quick-start",
+        most=count,
         metric="validation-accuracy",
         type="maximize",
         goal=0.99,
