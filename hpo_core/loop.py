@@ -103,7 +103,7 @@ class _Follower:
         self.log = LogKeeper()
 
     def feed(self, output: Output) -> None:
-        self.reader.feed(output.data)
+        self.reader.feed(output.data, missing=output.missing)
         self.log.feed(output.data, missing=output.missing)
 
     def metric_lines(self) -> str:
@@ -492,7 +492,7 @@ def _await_exit(
 
 
 def _feed_and_show(output: Output, follower: _Follower, show: Callable[[str], None]) -> None:
-    points = follower.reader.feed(output.data)
+    points = follower.reader.feed(output.data, missing=output.missing)
     follower.log.feed(output.data, missing=output.missing)
     by_line: dict[int, list[str]] = {}
     for point in points:

@@ -114,8 +114,8 @@ def _fill(node: Any, texts: Mapping[str, str], *, expanded: bool) -> Any:
 
 def _replace(text: str, texts: Mapping[str, str], *, expanded: bool) -> str:
     def value(found: re.Match[str]) -> str:
-        # Where Kubernetes expands $(NAME), a value must say that it means the characters.
-        return texts[found[1]].replace("$(", "$$(") if expanded else texts[found[1]]
+        # Where Kubernetes expands $(NAME) and takes $$ for $, a value must say that it means the characters.
+        return texts[found[1]].replace("$", "$$") if expanded else texts[found[1]]
 
     return PLACEHOLDER.sub(value, text)
 

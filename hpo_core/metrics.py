@@ -62,6 +62,7 @@ class _Series:
         self.latest = math.nan
         self._latest_at = -math.inf
         self.reported = False
+        self.count = 0
 
     def add(self, value: float, at: float) -> None:
         self.reported = True
@@ -94,19 +95,25 @@ class MetricsReader:
         self.filters = tuple(filters) or (DEFAULT_FILTER,)
         self._patterns = [_compile(text) for text in self.filters]
         self._series = {name: _Series() for name in names}
-        self._points: list[MetricPoint] = []
-        self._stride, self._seen = 1, 0
+        self._points: list[tuple[int, MetricPoint]] = []  # each with its place among its metric's reports
+        self._stride = 1
         self._partial = b""
         self._cut = False
         self._line = 0
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
 
-    def feed(self, data: bytes) -> list[MetricPoint]:
+    def feed(self, data: bytes, *, missing: int = 0) -> list[MetricPoint]:
         """Read a piece of output, which may begin and end inside a line.
+
+        Args:
+            data: The piece.
+            missing: Bytes before it that could not be had; the lines that the gap cuts are left out.
 
         Returns:
             The points that were found, in order; empty when there are none.
         """
+        if missing:
+            self._partial, self._cut = b"", True
         lines = (self._partial + data).split(b"\n")
         self._partial = lines.pop()
         found: list[MetricPoint] = []
@@ -115,7 +122,7 @@ class MetricsReader:
         if len(self._partial) > LINE_BYTES:
             # The head of the line is read now; what follows it up to the line's end is left out.
             if not self._cut:
-                found += self._read(self._partial[:LINE_BYTES], counts=False)
+                found += self._read(self._partial[:LINE_BYTES])
             self._partial, self._cut = b"", True
         return found
 
@@ -127,7 +134,7 @@ class MetricsReader:
     @property
     def points(self) -> tuple[MetricPoint, ...]:
         """The points, thinned evenly when there are very many."""
-        return tuple(self._points)
+        return tuple(point for _, point in self._points)
 
     def observation(self) -> Observation:
         """Return what was found so far; a metric without a finite value is absent."""
@@ -139,12 +146,11 @@ class MetricsReader:
         series = self._series.get(name)
         return series.latest if series and series.reported else None
 
-    def _read(self, line: bytes, *, counts: bool = True) -> list[MetricPoint]:
-        if self._cut and counts:
+    def _read(self, line: bytes) -> list[MetricPoint]:
+        if self._cut:
             self._cut = False
-            self._line += 1
             return []
-        self._line += 1 if counts else 0
+        self._line += 1
         if line.strip():
             self.last_lines.append(line[:400].decode(errors="replace").rstrip())
         if self._names and not any(needle in line for needle in self._needles):
@@ -158,7 +164,7 @@ class MetricsReader:
         stamp, at = _timestamp(line)
         for pattern in self._patterns:
             for match in pattern.finditer(line):
-                name, text = match.group(1).strip(), match.group(2).strip()
+                name, text = (match.group(1) or "").strip(), (match.group(2) or "").strip()
                 if name not in self._series and (self._names or len(self._series) >= KEPT_NAMES):
                     continue
                 try:
@@ -169,12 +175,13 @@ class MetricsReader:
                 yield MetricPoint(name, value, self._line, stamp)
 
     def _keep(self, point: MetricPoint) -> None:
-        self._seen += 1
-        if self._seen % self._stride == 0:
-            self._points.append(point)
+        series = self._series[point.name]
+        if series.count % self._stride == 0:
+            self._points.append((series.count, point))
+        series.count += 1
         if len(self._points) > KEPT_POINTS:
-            self._points = self._points[1::2]
             self._stride *= 2
+            self._points = [(place, kept) for place, kept in self._points if place % self._stride == 0]
 
 
 def check(draft: Draft) -> None:

@@ -92,8 +92,8 @@ def _name_exit(exited: Exited) -> tuple[str, str]:
         return "Unknown", "how it ended is not known"
     if code == 127:
         return "CommandNotFound", "its command was not found"
-    if code < 0 or code > 128:
-        number = -code if code < 0 else code - 128
+    number = -code if code < 0 else code - 128  # as a shell tells it
+    if code < 0 or number in set(signal.Signals):
         return "KilledBySignal", f"was ended by {_signal_name(number)}"
     return "ExitCode", f"exit code {code}"
 

@@ -130,7 +130,7 @@ class ExperimentStore:
         for key in self.objects.list(self._prefix + "trials/"):
             try:
                 found.append(trial_from_json(json.loads(self.objects.get(key).data)))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(f"the record {key} cannot be read: {error!r}; restore it from a copy") from error
         return sorted(found, key=lambda trial: trial.number)
 

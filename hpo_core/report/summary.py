@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo_core.experiment import Experiment, ObjectiveType
-from hpo_core.experiment.template import PLACEHOLDER, pod_templates
+from hpo_core.experiment.model import pod_templates
+from hpo_core.experiment.template import PLACEHOLDER
 from hpo_core.report.rows import (
     TrialRow,
     best_row,
