@@ -26,7 +26,8 @@ DEFAULT_FILTER = r"([\w|-]+)\s*=\s*([+-]?(?:(?i:nan|inf(?:inity)?)\b|\d*(\.\d+)?
 LINE_BYTES = 64 << 10
 """A longer line is cut there."""
 KEPT_POINTS = 10_000
-"""Points of one trial that are kept for its curves; beyond that every second one is dropped, again and again."""
+"""Points of one trial that are kept for its curves; beyond that every second one of each metric is dropped, again and
+again."""
 KEPT_LINES = 5
 KEPT_NAMES = 100
 
@@ -61,11 +62,10 @@ class _Series:
         self.minimum, self.maximum = math.inf, -math.inf
         self.latest = math.nan
         self._latest_at = -math.inf
-        self.reported = False
         self.count = 0
 
     def add(self, value: float, at: float) -> None:
-        self.reported = True
+        self.count += 1
         if at >= self._latest_at:
             self.latest, self._latest_at = value, at
         if math.isfinite(value):
@@ -144,7 +144,7 @@ class MetricsReader:
     def latest(self, name: str) -> float | None:
         """Return the last report of a metric, finite or not; None when there was none."""
         series = self._series.get(name)
-        return series.latest if series and series.reported else None
+        return series.latest if series and series.count else None
 
     def _read(self, line: bytes) -> list[MetricPoint]:
         if self._cut:
@@ -175,10 +175,9 @@ class MetricsReader:
                 yield MetricPoint(name, value, self._line, stamp)
 
     def _keep(self, point: MetricPoint) -> None:
-        series = self._series[point.name]
-        if series.count % self._stride == 0:
-            self._points.append((series.count, point))
-        series.count += 1
+        place = self._series[point.name].count - 1
+        if place % self._stride == 0:
+            self._points.append((place, point))
         if len(self._points) > KEPT_POINTS:
             self._stride *= 2
             self._points = [(place, kept) for place, kept in self._points if place % self._stride == 0]

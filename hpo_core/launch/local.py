@@ -148,11 +148,10 @@ class LocalLauncher:
         argv = [*(container.get("command") or default_argv), *(container.get("args") or [])]
         if image and not container.get("command") and not container.get("args"):
             argv += image.cmd
-        directory = Path(container.get("workingDir") or (image.workdir if image else self._directory))
+        directory = self._directory / str(container.get("workingDir") or "")
         if image:
+            directory = image.rootfs / str(container.get("workingDir") or image.workdir).lstrip("/")
             argv, environment = localise(image, argv, {**image.env, **environment})
-        else:
-            directory = self._directory / directory
         environment = {name: expand(value, environment) for name, value in environment.items()}
         argv = [expand(str(part), environment) for part in argv]
         everything = {**defaults, **environment}
