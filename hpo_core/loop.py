@@ -144,15 +144,15 @@ class Run:
         self._exhausted = self._suspending = False
         self._inbox_at = 0.0
         self._ended_s = 0.0
-        self.trials = {trial.number: trial for trial in self._try(store.trials)}
-        self.tally = Tally.of(experiment.objective, self.trials.values())
-        self._finished = max((trial.finished_seq for trial in self.trials.values()), default=0)
-        for trial in self.trials.values():
+        self.trials = self._try(store.trials)  # the one of number n at n - 1; the store vouches that there is no gap
+        self.tally = Tally.of(experiment.objective, self.trials)
+        self._finished = max((trial.finished_seq for trial in self.trials), default=0)
+        for trial in self.trials:
             self._ended_s += _duration_s(trial)
 
     def resume(self) -> None:
         """Take hold again of what was recorded and is not over; to be called once, before the first turn."""
-        ended = sorted((t for t in self.trials.values() if t.condition.is_terminal), key=lambda t: t.finished_seq)
+        ended = sorted((t for t in self.trials if t.condition.is_terminal), key=lambda t: t.finished_seq)
         for trial in ended[-self.experiment.parallel_trial_count :]:
             self._launcher.forget(trial.name)  # a crash between its record and this left it behind
         if self._verdict().condition.is_terminal and not self.tally.active:
@@ -199,7 +199,7 @@ class Run:
         suspended = self._suspending and not verdict.condition.is_terminal
         return Snapshot(
             self.experiment,
-            tuple(self.trials.values()),
+            tuple(self.trials),
             SUSPENDED if suspended else verdict,
             self.progress(),
             tuple(
@@ -232,13 +232,13 @@ class Run:
         return judge(self.experiment, self.tally, exhausted=self._exhausted)
 
     def _open_trials(self) -> list[Trial]:
-        return [trial for trial in self.trials.values() if not trial.condition.is_terminal]
+        return [trial for trial in self.trials if not trial.condition.is_terminal]
 
     def _take(self, event: Event) -> bool:
         follower, number = self._followers.get(event.name), self._numbers.get(event.name)
         if follower is None or number is None:
             return False
-        trial = self.trials[number]
+        trial = self.trials[number - 1]
         if isinstance(event, Output):
             follower.feed(event)
             return False
@@ -312,7 +312,7 @@ class Run:
         count = wanted(self.experiment, self.tally)
         if count == 0 or self._exhausted:
             return False
-        suggestion = self._search.ask(tuple(self.trials.values()), count)
+        suggestion = self._search.ask(self.trials, count)
         self._exhausted = suggestion.exhausted
         created = []
         for number, assignment in enumerate(suggestion.assignments, len(self.trials) + 1):
@@ -326,15 +326,15 @@ class Run:
 
     def _submit(self, trial: Trial) -> None:
         job = make_job(self.experiment, trial.assignments, trial.name)
+        self._try(self._launcher.submit, job)
         self._followers[trial.name] = _Follower(self.experiment)
         self._numbers[trial.name] = trial.number
-        self._try(self._launcher.submit, job)
         if trial.stop_requested is not None and trial.stop_requested.condition.is_terminal:
             self._launcher.stop(trial.name)  # a crash came between its record and this
 
     def _change(self, trial: Trial) -> None:
-        before = self.trials.get(trial.number)
-        self.trials[trial.number] = trial
+        before = self.trials[trial.number - 1] if trial.number <= len(self.trials) else None
+        self.trials[trial.number - 1 : trial.number] = [trial]
         self.tally.fold(before, trial)
         if before is None or before.condition is not trial.condition:
             _log.info(

@@ -155,9 +155,10 @@ class MetricsReader:
             self.last_lines.append(line[:400].decode(errors="replace").rstrip())
         if self._names and not any(needle in line for needle in self._needles):
             return []
-        points = list(self._points_of(line[:LINE_BYTES].decode(errors="replace")))
-        for point in points:
+        points = []
+        for point in self._points_of(line[:LINE_BYTES].decode(errors="replace")):
             self._keep(point)
+            points.append(point)
         return points
 
     def _points_of(self, line: str) -> Iterator[MetricPoint]:

@@ -10,9 +10,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
-import time
+import struct
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,11 @@ from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
 ABSENT = ""
 """As `expect`: the object must not exist yet."""
 
-_ACQUIRE_S = 0.3
-"""How long a lock is tried for, since a reader holds it for an instant to see whether it is free."""
+_FLOCK = struct.Struct("hhqqi0q")
+"""The system's `struct flock`: type, whence, start, length, process."""
+
+_OURS = re.compile(r"\.lock|\..+\.\d+-[0-9a-f]{8}")
+"""Names of files that are no objects: what keeps conditional writers apart, and what is being written."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._blobs: dict[str, Blob] = {}
         self._locked: set[str] = set()
+        self._writing = threading.Lock()
 
     def get(self, key: str) -> Blob:
         """See `ObjectStore.get`."""
@@ -106,11 +112,13 @@ class MemoryStore:
 
     def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
         """See `ObjectStore.put`."""
-        present = self._blobs.get(key)
-        _check_expectation(key, expect, present.etag if present else ABSENT)
         content = data.read_bytes() if isinstance(data, Path) else data
-        self._blobs[key] = Blob(content, _tag(content))
-        return self._blobs[key].etag
+        blob = Blob(content, _tag(content))
+        with self._writing:
+            present = self._blobs.get(key)
+            _check_expectation(key, expect, present.etag if present else ABSENT)
+            self._blobs[key] = blob
+        return blob.etag
 
     def list(self, prefix: str) -> list[str]:
         """See `ObjectStore.list`."""
@@ -122,9 +130,10 @@ class MemoryStore:
 
     def lock(self, key: str, owner: bytes) -> Unlock | None:
         """See `ObjectStore.lock`."""
-        if key in self._locked:
-            return None
-        self._locked.add(key)
+        with self._writing:
+            if key in self._locked:
+                return None
+            self._locked.add(key)
         self.put(key, owner)
         return lambda: self._locked.discard(key)
 
@@ -187,9 +196,10 @@ class DirectoryStore:
         """See `ObjectStore.list`."""
         keys = []
         for folder, folders, files in os.walk(self.root / prefix.rpartition("/")[0]):
-            folders[:] = [name for name in folders if not name.startswith(".")]
             at = Path(folder).relative_to(self.root).as_posix()
-            keys += [f"{at}/{name}" if at != "." else name for name in files if not name.startswith(".")]
+            if at == ".":
+                folders[:] = [name for name in folders if not name.startswith(".")]  # images and scratch files
+            keys += [f"{at}/{name}" if at != "." else name for name in files if not _OURS.fullmatch(name)]
         return sorted(key for key in keys if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
@@ -200,28 +210,26 @@ class DirectoryStore:
             self._path(key).parent.rmdir()  # a folder that is empty now is no object; `put` makes it again
 
     def lock(self, key: str, owner: bytes) -> Unlock | None:
-        """See `ObjectStore.lock`; the lock is flock's."""
+        """See `ObjectStore.lock`; the lock is the open file's, so that to ask about it disturbs nobody."""
         path = self._path(key)
-        with self._translated(key):
+        with self._translated(key), contextlib.ExitStack() as on_failure:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if not _flock(file, fcntl.LOCK_EX, time.monotonic() + _ACQUIRE_S):
-            os.close(file)
-            return None
-        os.ftruncate(file, 0)
-        os.pwrite(file, owner, 0)
+            on_failure.callback(os.close, file)
+            if not _take(file):
+                return None
+            os.ftruncate(file, 0)
+            os.pwrite(file, owner, 0)
+            on_failure.pop_all()
         return lambda: os.close(file)
 
     def is_locked(self, key: str) -> bool:
         """See `ObjectStore.is_locked`."""
         try:
-            file = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            with self._translated(key), self._path(key).open("rb") as file:
+                return _is_taken(file.fileno())
+        except NotFound:
             return False
-        try:
-            return not _flock(file, fcntl.LOCK_SH, 0.0)
-        finally:
-            os.close(file)
 
     def _path(self, key: str) -> Path:
         return self.root / key
@@ -283,15 +291,18 @@ def _write(path: Path, data: bytes | Path) -> str:
     return tag
 
 
-def _flock(file: int, kind: int, until: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.01)
+def _take(file: int) -> bool:
+    """Lock an open file for as long as it is open; False when another open file has the lock."""
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_taken(file: int) -> bool:
+    answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def _check_expectation(key: str, expect: str | None, present: str) -> None:

@@ -124,15 +124,19 @@ class ExperimentStore:
         """Read all trials, by number; empty when there are none.
 
         Raises:
-            StoreError: A record cannot be read, or was written by a newer version.
+            StoreError: A record cannot be read, was written by a newer version, or is missing between others.
         """
-        found = []
+        found: list[Trial] = []
         for key in self.objects.list(self._prefix + "trials/"):
             try:
                 found.append(trial_from_json(json.loads(self.objects.get(key).data)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(f"the record {key} cannot be read: {error!r}; restore it from a copy") from error
-        return sorted(found, key=lambda trial: trial.number)
+        found.sort(key=lambda trial: trial.number)
+        for expected, trial in enumerate(found, 1):
+            if trial.number != expected:
+                raise StoreError(f"the record of trial {expected} of {self.name!r} is missing; restore it from a copy")
+        return found
 
     def save_printed(self, label: str, log: bytes, metrics: str, *, final: bool) -> None:
         """Write what a workload printed and the metric points in it, one JSON object a line.

@@ -198,6 +198,20 @@ def run_experiment(
     return final
 
 
+def run(experiment: Experiment, store: str = "./.hpo", directory: str | Path = ".") -> loop.Snapshot:
+    """Run an experiment in this process until it is over, from Python; goes on with one that was begun.
+
+    Args:
+        experiment: As `load_experiment` gives it.
+        store: Where records are kept: a directory.
+        directory: Working directory of trials whose image is no local image.
+
+    Raises:
+        HpoError: See `run_experiment`; the experiment can be resumed.
+    """
+    return run_experiment(experiment, Place.of(store, directory))
+
+
 def launch(experiment: Experiment, place: Place, *, run_id: str = "") -> Handle:
     """Start a tuner in the background and return once it holds the lease and has recorded the experiment.
 

@@ -232,7 +232,7 @@ def _read_parameters(spec: Node) -> tuple[ParameterSpec, ...]:
         if space is None or not kind:
             continue
         parameter = _read_space(name, ParameterType(kind), space)
-        if parameter is not None:
+        if parameter is not None and name:
             parameters.append(parameter)
     if not spec.value.get("parameters"):
         spec.findings.problem(spec.at("parameters"), "missing, at least one parameter is needed")

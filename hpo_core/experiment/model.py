@@ -193,8 +193,10 @@ class Experiment:
         """Hash of all that decides the trials: the spec without its three budgets, and our annotations."""
         spec = {key: value for key, value in self.document["spec"].items() if key not in BUDGET_FIELDS}
         annotations = (self.document.get("metadata") or {}).get("annotations") or {}
-        ours = {key: value for key, value in annotations.items() if key.startswith(ANNOTATION_PREFIX)}
-        text = json.dumps({"spec": spec, "annotations": ours}, sort_keys=True, default=str)
+        ours = {key: value for key, value in annotations.items() if str(key).startswith(ANNOTATION_PREFIX)}
+        # Through JSON once, since YAML also knows keys that are no texts, and those cannot be sorted among texts.
+        plain = json.loads(json.dumps({"spec": spec, "annotations": ours}, default=str))
+        text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def renamed(self, run_id: str) -> Experiment:

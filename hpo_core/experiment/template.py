@@ -168,7 +168,7 @@ def _check_targets(template: TrialTemplate, known: Collection[str], path: str, s
 def _places(parameters: object) -> dict[str, int]:
     """Place of each search parameter in the user's list, where those that could not be read count too."""
     listed = parameters if isinstance(parameters, list) else []
-    return {str(item.get("name")): index for index, item in enumerate(listed) if _is(item)}
+    return {str(item["name"]): index for index, item in enumerate(listed) if _is(item) and item.get("name")}
 
 
 def _is(value: object) -> bool:

@@ -9,12 +9,15 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpo_core.launch.supervisor import SEGMENT_BYTES
 
 CHUNK_BYTES = 1 << 20
+KILL_S = 5.0
+"""How long a killed process is waited for; one that hangs in the kernel is let be."""
 
 
 def read_facts(path: Path) -> dict[str, str]:
@@ -49,12 +52,27 @@ def dead_claim(folder: Path) -> Iterator[bool]:
         os.close(file)
 
 
+def is_held(folder: Path) -> bool:
+    """Tell whether a living supervisor has claimed the trial."""
+    with dead_claim(folder) as dead:
+        return not dead and (folder / "claim").exists()
+
+
 def end_leftovers(folder: Path, name: str) -> None:
     """Kill what a dead supervisor left of its trial: the group on its claim, and whoever carries the trial's name.
 
-    To be called while the claim is known to be dead. The environment finds those that left the group.
+    To be called while the claim is known to be dead. The environment finds those that left the group. Returns when
+    they are gone.
     """
     group = read_facts(folder / "claim").get("group", "")
+    until = time.monotonic() + KILL_S
+    while _kill_carriers(group, name) and time.monotonic() < until:
+        time.sleep(0.005)
+
+
+def _kill_carriers(group: str, name: str) -> bool:
+    """Kill every process that carries a trial's name, by its group where it is in that; False when there is none."""
+    found = False
     marker = f"\0KATIB_TRIAL_NAME={name}\0".encode()
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
@@ -65,11 +83,13 @@ def end_leftovers(folder: Path, name: str) -> None:
             continue  # another user's, or gone
         # The group's number may have been used again since: only a member that carries the name is the trial.
         if ours:
+            found = True
             with contextlib.suppress(ProcessLookupError):
                 if group and os.getpgid(int(process.name)) == int(group):
                     os.killpg(int(group), signal.SIGKILL)
                 else:
                     os.kill(int(process.name), signal.SIGKILL)
+    return found
 
 
 class LogTail:
@@ -83,23 +103,31 @@ class LogTail:
         """Yield the new pieces in order, each with the number of bytes before it that are gone."""
         missing = 0
         while True:
-            index, offset = divmod(self._position, SEGMENT_BYTES)
-            try:
-                with (self._folder / f"log.{index:06d}").open("rb") as file:
-                    file.seek(offset)
-                    data = file.read(min(CHUNK_BYTES, SEGMENT_BYTES - offset))
-            except FileNotFoundError:
-                following = [i for i in self._segments() if i > index]
-                if not following:
-                    return
-                missing += following[0] * SEGMENT_BYTES - self._position
-                self._position = following[0] * SEGMENT_BYTES
-                continue
+            data = self._piece()
             if not data:
-                return
+                following = self._following()
+                if following is None:
+                    return
+                data = self._piece()  # once more, for now that the next segment is there this one grows no longer
+                if not data:
+                    missing += following * SEGMENT_BYTES - self._position
+                    self._position = following * SEGMENT_BYTES
+                    continue
             self._position += len(data)
             yield data, missing
             missing = 0
 
-    def _segments(self) -> Mapping[int, Path]:
-        return {int(path.suffix[1:]): path for path in sorted(self._folder.glob("log.[0-9]*"))}
+    def _piece(self) -> bytes:
+        """What comes next in its segment; empty when nothing does yet, or the segment is gone."""
+        index, offset = divmod(self._position, SEGMENT_BYTES)
+        try:
+            with (self._folder / f"log.{index:06d}").open("rb") as file:
+                file.seek(offset)
+                return file.read(min(CHUNK_BYTES, SEGMENT_BYTES - offset))
+        except FileNotFoundError:
+            return b""
+
+    def _following(self) -> int | None:
+        """The next segment after this one that is there."""
+        there = (int(path.suffix[1:]) for path in self._folder.glob("log.[0-9]*"))
+        return min((index for index in there if index > self._position // SEGMENT_BYTES), default=None)

@@ -24,7 +24,7 @@ from hpo_core.errors import LaunchError, TransientError
 from hpo_core.experiment import Draft
 from hpo_core.images import find_local_image, localise
 from hpo_core.launch import Event, Exited, Job, Output, Started, supervisor
-from hpo_core.launch.claims import LogTail, dead_claim, end_leftovers, read_facts
+from hpo_core.launch.claims import LogTail, dead_claim, end_leftovers, is_held, read_facts
 from hpo_core.manifest import primary_container
 
 POLL_S = 0.1
@@ -33,9 +33,9 @@ GRACE_S = 10.0
 """Between asking a trial to end and ending it by force, where its pod template does not say."""
 
 _EXPANSION = re.compile(r"\$\$|\$\(([^)]*)\)")
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(|k|[KMGTP]i?|m)")
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(|[kKMGTPE]i?|m|[eE][+-]?\d+)")
 _FACTORS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
-    f"{letter}{i}": (1024.0 if i else 1000.0) ** power for power, letter in enumerate("KMGTP", 1) for i in ("", "i")
+    f"{letter}{i}": (1024.0 if i else 1000.0) ** power for power, letter in enumerate("KMGTPE", 1) for i in ("", "i")
 }
 
 
@@ -50,6 +50,7 @@ class _Watched:
     pidfd: int = -1
     started: bool = False
     stopping: bool = False
+    code: int = 0
 
 
 class LocalLauncher:
@@ -84,6 +85,8 @@ class LocalLauncher:
                 watched.process = self._spawn(job, folder)
             except OSError as error:
                 raise TransientError(f"cannot start {job.name} in {folder}: {error.strerror}", 2.0) from error
+            except ValueError as error:  # a NUL, or a variable's name with =
+                raise LaunchError(f"cannot start {job.name}: its command or environment has an {error}") from error
         self._watched[job.name] = watched
         self._follow(watched)
 
@@ -152,18 +155,23 @@ class LocalLauncher:
         if image:
             directory = image.rootfs / str(container.get("workingDir") or image.workdir).lstrip("/")
             argv, environment = localise(image, argv, {**image.env, **environment})
-        environment = {name: expand(value, environment) for name, value in environment.items()}
-        argv = [expand(str(part), environment) for part in argv]
-        everything = {**defaults, **environment}
+        expanded: dict[str, str] = {}
+        for name, value in environment.items():
+            expanded[name] = expand(value, expanded)  # a variable can refer to those above it
+        argv = [expand(str(part), expanded) for part in argv]
+        if not argv:
+            raise LaunchError(f"cannot start {job.name}: neither its template nor its image says a command")
+        everything = {**defaults, **expanded}
         # `python3` is the interpreter that runs us, with the packages that the user installed beside us.
         everything["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), everything.get("PATH", os.defpath)])
         pod = ((job.manifest.get("spec") or {}).get("template") or {}).get("spec") or {}
+        grace_s = pod.get("terminationGracePeriodSeconds")
         return Command(
             argv=argv,
             environment=everything,
             directory=directory if directory.is_dir() else self._directory,
             memory_bytes=int(parse_quantity(((container.get("resources") or {}).get("limits") or {}).get("memory", 0))),
-            grace_s=float(pod.get("terminationGracePeriodSeconds") or GRACE_S),
+            grace_s=GRACE_S if grace_s is None else float(grace_s),
         )
 
     def _follow(self, watched: _Watched) -> None:
@@ -194,9 +202,9 @@ class LocalLauncher:
     def _on_exit(self, watched: _Watched) -> list[Event]:
         self._unfollow(watched)
         if watched.process is not None:
-            code = watched.process.wait()
+            watched.code = watched.process.wait()
             watched.process = None
-            if code == supervisor.CLAIMED:  # somebody else's supervisor was first, and is the one to follow
+            if is_held(watched.folder):  # somebody else's supervisor was first, and is the one to follow
                 self._follow(watched)
                 if watched.stopping:
                     self.stop(watched.name)
@@ -224,7 +232,9 @@ class LocalLauncher:
             events += self._look(watched)
             exited = Exited(watched.name, None, "Lost", "its supervisor died, so nobody saw how it ended")
         else:
-            exited = Exited(watched.name, None, "CannotStart", _last_line(watched.folder / "supervisor.log"))
+            exited = Exited(watched.name, None, "CannotStart", _why_not(watched))
+        if watched.stopping and not facts:
+            exited = Exited(watched.name, None, "Stopped")  # before its supervisor could take the order
         del self._watched[watched.name]
         return [*events, exited]
 
@@ -267,7 +277,8 @@ def parse_quantity(text: str | int | float) -> float:
     match = _QUANTITY.fullmatch(str(text))
     if match is None:
         raise LaunchError(f"{text!r} is no quantity; write 512Mi, 1Gi, 0.5 or 500m")
-    return float(match[1]) * _FACTORS[match[2]]
+    number, suffix = match.groups()
+    return float(number + suffix) if suffix[1:].strip("+-").isdecimal() else float(number) * _FACTORS[suffix]
 
 
 def check(draft: Draft) -> None:
@@ -323,6 +334,10 @@ def supervisor_program() -> str:
     return compiled if compiled and Path(compiled).exists() else supervisor.__file__
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "its supervisor could not start")
+def _why_not(watched: _Watched) -> str:
+    """Why a supervisor did not come up: its last word, else what its exit code says."""
+    log = watched.folder / "supervisor.log"
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    cause = os.strerror(watched.code) if watched.code > 0 else f"ended by signal {-watched.code}"
+    fallback = f"its supervisor could not start in {watched.folder}: {cause}"
+    return next((line for line in reversed(lines) if line.strip()), fallback)

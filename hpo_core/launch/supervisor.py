@@ -11,7 +11,8 @@ brings compiled: the public `signal` alone would cost 4 ms and a megabyte. In DI
     exit         how it ended, one `fact=value` a line; appears whole, by rename, when the last descendant is gone
 
 SIGTERM asks it to stop the trial: SIGTERM to the trial's group, GRACE_S later SIGKILL to every descendant. A deadline
-or memory limit of 0 is none. It exits with CLAIMED when somebody else has claimed the trial, who then owns it alone.
+or memory limit of 0 is none. It exits with CLAIMED when somebody else has claimed the trial, who then owns it alone,
+and with the system's error number when it cannot claim it.
 """
 
 import _signal  # the public module builds enums, see above
@@ -28,6 +29,7 @@ KEPT_SEGMENTS = 3
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGKILL, SIGTERM, SIGPIPE = 9, 15, 13
 MEMORY_CHECK_S = 0.25
+LINGER_S = 0.2
 
 
 class Log:
@@ -52,13 +54,17 @@ class Log:
                 self._next_segment(at // SEGMENT_BYTES)
             while data:
                 data = data[os.write(self._file, data) :]
-        except OSError:  # a full disk must not end the trial: what it prints from here on is lost, and told in `exit`
+        except OSError:  # a full disk must not end the trial: what it prints is lost up to the next segment, and counted
             self.dropped += len(data)
+            self._close()
 
-    def _next_segment(self, index: int) -> None:
+    def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _next_segment(self, index: int) -> None:
+        self._close()
         self._file = os.open(f"{self._folder}/log.{index:06d}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if index > KEPT_SEGMENTS:
             os.unlink(f"{self._folder}/log.{index - KEPT_SEGMENTS:06d}")
@@ -142,31 +148,33 @@ def proportional_bytes(pid: int) -> int:
 
 
 def kill_all() -> int:
-    """End every descendant, whoever it hid from, and reap it; returns how many there were.
+    """End every descendant, whoever it hid from, and reap it; returns how many had to be ended.
 
     Their orphans become children of this process, which is a subreaper, so that the loop ends when nobody is left.
+    Those that go by themselves when the trial has, as Python's resource tracker does after cleaning up, get the time.
     """
     strays: set[int] = set()
+    kill_at = time.monotonic() + LINGER_S
     while True:
-        for pid in descendants(os.getpid()):
-            strays.add(pid)
-            try:
-                os.kill(pid, SIGKILL)
-            except ProcessLookupError:
-                continue
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
             return len(strays)
+        for pid in descendants(os.getpid()) if time.monotonic() >= kill_at else ():
+            strays.add(pid)
+            try:
+                os.kill(pid, SIGKILL)
+            except ProcessLookupError:
+                continue
         time.sleep(0.002)
 
 
 def signal_group(group: int, number: int) -> None:
     try:
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass
+    except ProcessLookupError:  # its first process, which is not reaped yet, has not come to making the group
+        os.kill(group, number)
 
 
 class Watch:
@@ -212,6 +220,7 @@ class Watch:
             if self._wakeup in ready:
                 os.read(self._wakeup, 64)
             if self._end in ready:
+                _signal.signal(SIGTERM, _signal.SIG_IGN)  # too late to stop it
                 return os.waitpid(self._pid, 0)[1]
             self._act(time.monotonic())
 
@@ -250,10 +259,13 @@ class Watch:
 
 def main(arguments: list[str]) -> None:
     folder, deadline_s, memory_limit, grace_s, _, *command = arguments
-    # Room for the last word is taken before the disk can be full.
-    last_word = os.open(f"{folder}/exit.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.write(last_word, b"\n" * 512)
-    claimed = claim(folder)
+    try:
+        # Room for the last word is taken before the disk can be full.
+        last_word = os.open(f"{folder}/exit.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.write(last_word, b"\n" * 512)
+        claimed = claim(folder)
+    except OSError as error:
+        os._exit(error.errno or 1)  # in words it could not be written where the disk is full
     if claimed < 0:
         os.unlink(f"{folder}/exit.{os.getpid()}")
         os._exit(CLAIMED)
@@ -265,7 +277,8 @@ def main(arguments: list[str]) -> None:
     watch = Watch(pid, output, log, (float(deadline_s), int(memory_limit), float(grace_s)))
     started = time.time()
     os.write(claimed, b"group=%d\nstarted=%.6f\n" % (pid, started))
-    os.write(go, b"1")
+    if not watch.reason:
+        os.write(go, b"1")
     os.close(go)
     status = watch.until_end()
     ended = time.time()
