@@ -233,18 +233,16 @@ def test_a_request_in_the_inbox_suspends_and_the_next_run_goes_on() -> None:
 
 def test_a_trial_that_ended_before_its_stop_was_carried_out_keeps_its_result() -> None:
     """The tuner dies between the record of the wish and the signal."""
-    here = world(lambda job: Play(("loss=1",), turns=3), maxTrialCount=1)
+    here = world(lambda job: Play(("loss=1",), turns=3), maxTrialCount=1, parallelTrialCount=1)
 
     class Dying(ScriptedLauncher):
         def stop(self, name: str) -> None:
-            raise Crash
+            raise Crash(name)
 
     asked = iter([False, True])
     run = here.run_with(here.store, Dying(here.machine), should_stop=lambda: next(asked, True))
-    run.resume()
     with pytest.raises(Crash):
-        while True:
-            run.turn()
+        loop.run(run)
     (stopping,) = here.trials()
     assert stopping.stop_requested is not None
     assert loop.run(here.run()).verdict.reason == "ExperimentMaxTrialsReached"
