@@ -83,8 +83,13 @@ def _leave(stores: list[ExperimentStore], place: Place) -> int:
     for store in stores:
         wait_for_stop(store)
         print(f"the experiment {store.name} is suspended, nothing of it is left running; to go on:")
-        print(f"hpo run {place.objects.root / store.namespace / store.name / 'experiment.yaml'} --store {place.uri}")
+        print(f"{_command()} run {place.objects.root / store.namespace / store.name / 'experiment.yaml'} --store {place.uri}")
     return 130
+
+
+def _command() -> str:
+    """How `hpo` is called here: it lies beside the interpreter, which need not be on the PATH."""
+    return os.path.relpath(Path(sys.executable).with_name("hpo"))
 
 
 def _show(stores: list[ExperimentStore], place: Place, failure: str) -> int:

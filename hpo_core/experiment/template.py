@@ -97,13 +97,12 @@ def _read_trial_parameters(node: Node) -> tuple[TrialParameter, ...]:
 
 
 def _check_workload(trial_spec: Node, template: Node) -> None:
-    for name in ("apiVersion", "kind"):
-        trial_spec.text(name, required=True)
+    trial_spec.text("apiVersion", required=True)
+    kind = trial_spec.text("kind", required=True)
     metadata = trial_spec.child("metadata")
     for name in ("name", "namespace"):
         if metadata is not None and metadata.value.get(name) is not None:
             metadata.findings.problem(metadata.at(name), "must not be given: each trial gets its own; remove it")
-    kind = trial_spec.value.get("kind")
     if kind and kind not in _CONDITIONS:
         for name in ("successCondition", "failureCondition"):
             if not template.value.get(name):
@@ -168,7 +167,11 @@ def _check_targets(template: TrialTemplate, known: Collection[str], path: str, s
 def _places(parameters: object) -> dict[str, int]:
     """Place of each search parameter in the user's list, where those that could not be read count too."""
     listed = parameters if isinstance(parameters, list) else []
-    return {str(item["name"]): index for index, item in enumerate(listed) if _is(item) and item.get("name")}
+    return {
+        str(item["name"]): index
+        for index, item in enumerate(listed)
+        if _is(item) and item.get("name") not in (None, "")
+    }
 
 
 def _is(value: object) -> bool:

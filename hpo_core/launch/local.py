@@ -12,11 +12,13 @@ import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -329,9 +331,17 @@ def _check_container(container: Mapping[str, Any], path: str, draft: Draft, prim
 
 
 def supervisor_program() -> str:
-    """Return the supervisor's compiled form, which starts faster and smaller, where the interpreter keeps one."""
-    compiled = supervisor.__spec__.cached if supervisor.__spec__ else None
-    return compiled if compiled and Path(compiled).exists() else supervisor.__file__
+    """Return the supervisor's compiled form, which starts faster and smaller, where there is one of this very source.
+
+    With PYTHONDONTWRITEBYTECODE an old one may lie there.
+    """
+    source, compiled = Path(supervisor.__file__), cache_from_source(supervisor.__file__)
+    about = source.stat()
+    header = struct.pack("<4s3L", MAGIC_NUMBER, 0, int(about.st_mtime) & 0xFFFFFFFF, about.st_size & 0xFFFFFFFF)
+    with contextlib.suppress(OSError), Path(compiled).open("rb") as file:
+        if file.read(len(header)) == header:
+            return compiled
+    return str(source)
 
 
 def _why_not(watched: _Watched) -> str:

@@ -54,7 +54,7 @@ class Log:
                 self._next_segment(at // SEGMENT_BYTES)
             while data:
                 data = data[os.write(self._file, data) :]
-        except OSError:  # a full disk must not end the trial: what it prints is lost up to the next segment, and counted
+        except OSError:  # a full disk must not end the trial; what it prints up to the next segment is lost and counted
             self.dropped += len(data)
             self._close()
 

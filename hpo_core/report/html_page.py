@@ -66,7 +66,7 @@ def html(
     summary = Summary.of(experiment, trials, verdict)
     css, js = _asset("page.css"), _asset("page.js")
     return Template(_asset("page.html")).substitute(
-        policy=f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src {_hash(css)}; script-src {_hash(js)}",
+        policy=_policy(css, js),
         title=_text(f"{experiment.name} tuning report"),
         css=css,
         header=_header(summary),
@@ -81,6 +81,11 @@ def html(
 
 def _asset(name: str) -> str:
     return files("hpo_core.report").joinpath(name).read_text("utf-8")
+
+
+def _policy(css: str, js: str) -> str:
+    """What the page may do: run its own script and style, known by their hashes, and nothing else."""
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src {_hash(css)}; script-src {_hash(js)}"
 
 
 def _hash(content: str) -> str:
@@ -107,7 +112,7 @@ def _header(summary: Summary) -> str:
         "Elapsed": duration_text(summary.elapsed_s),
     }
     return (
-        f'<header><p class="over">Hyperparameter tuning in {_text(experiment.namespace)}</p>'
+        f'<header><p class="over">Hyperparameter tuning, namespace {_text(experiment.namespace)}</p>'
         f"<h1>{_text(experiment.name)}</h1>"
         f'<p class="verdict v-{condition}"><strong>{condition}</strong> <span>{_text(summary.sentence)}</span></p>'
         f'<dl class="facts">{_definitions(facts)}</dl><ul class="counts">{counts}</ul></header>'
@@ -159,7 +164,7 @@ def _retrained(retrained: RetrainSummary) -> str:
     message = f'<p class="muted">{_text(retrained.message)}</p>' if retrained.message else ""
     return (
         '<section class="card" aria-labelledby="final"><h2 id="final">Final model</h2>'
-        f'<p>Retraining with the best values: {_text(retrained.condition)}</p>{message}'
+        f"<p>Retraining with the best values: {_text(retrained.condition)}</p>{message}"
         f'<dl class="values">{_definitions(metrics | model)}</dl></section>'
     )
 
@@ -168,7 +173,7 @@ def _plots(summary: Summary) -> str:
     """The places that the script draws into; nothing is promised when there is nothing to draw."""
     if not any(row.objective is not None for row in summary.rows):
         return ""
-    metric = _text(summary.metric)
+    metric, hint = _text(summary.metric), f'<p class="muted">{summary.direction}</p>'
     small = "".join(
         f'<div data-plot="parameter" data-index="{index}"></div>' for index in range(len(summary.experiment.parameters))
     )
@@ -176,7 +181,7 @@ def _plots(summary: Summary) -> str:
         '<noscript><p class="card note">The plots need JavaScript. The best trial and the table of all trials do not.'
         "</p></noscript>"
         f'<section class="card plots" aria-labelledby="course"><h2 id="course">{metric} by trial</h2>'
-        f'<p class="muted">{summary.direction}</p><div data-plot="legend"></div><div data-plot="objective"></div></section>'
+        f'{hint}<div data-plot="legend"></div><div data-plot="objective"></div></section>'
         f'<section class="card plots" aria-labelledby="each"><h2 id="each">{metric} by parameter</h2>'
-        f'<p class="muted">{summary.direction}</p><div class="grid">{small}</div></section>'
+        f'{hint}<div class="grid">{small}</div></section>'
     )

@@ -55,7 +55,7 @@ def _column(name: str, *, number: bool = False, hint: str = "", order: str = "no
 
 def _row(row: TrialRow, summary: Summary) -> str:
     objective, parameters = summary.experiment.objective, summary.experiment.parameters
-    star = ' <em class="badge">best</em>' if row.is_best else ""
+    badge = '<em class="badge">best</em> ' if row.is_best else ""
     kind = ' class="is-best"' if row.is_best else ""
     metrics = "".join(_number(metric_value(objective, name, row)) for name in objective.metric_names)
     values = "".join(
@@ -65,7 +65,7 @@ def _row(row: TrialRow, summary: Summary) -> str:
         for p in parameters
     )
     return (
-        f'<tr data-trial="{row.number}"{kind}><th scope="row" class="n" data-v="{row.number}">{row.number}{star}</th>'
+        f'<tr data-trial="{row.number}"{kind}><th scope="row" class="n" data-v="{row.number}">{badge}{row.number}</th>'
         f'<td class="c-{row.condition}"><i class="dot"></i>{condition_text(row.condition)}</td>{metrics}{values}'
         f'<td class="n" data-v="{number_text(row.duration_s)}">{duration_text(row.duration_s)}</td>'
         f"{_reason(row)}<td><code>{escape(row.name)}</code></td></tr>\n"
@@ -82,7 +82,7 @@ def _number(value: float | None) -> str:
 
 def _reason(row: TrialRow) -> str:
     reason = f"<b>{escape(reason_text(row))}</b> " if reason_text(row) else ""
-    return f'<td class="why">{reason}{escape(_shortened(row.message))}</td>'
+    return f'<td class="why">{reason}{_shortened(row.message)}</td>'
 
 
 def _shortened(message: str) -> str:

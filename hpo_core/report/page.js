@@ -107,8 +107,11 @@
     if (parameter.items) return listScale(parameter.items, from, to);
     const [low, high] = widened(parameter.minimum, parameter.maximum);
     const options = { count: Math.max(2, Math.floor((to - from) / 75)), integer: parameter.integer };
-    const isLog = parameter.log && low > 0;
-    return (isLog ? logScale : linearScale)(low, high, from + 8, to - 8, options);
+    if (parameter.log && low > 0) return logScale(low, high, from + 8, to - 8, options);
+    const few = parameter.integer && high - low <= 12;
+    const band = few ? (to - from) / (high - low + 1) : 0;
+    const margin = few ? band / 2 : 8;
+    return { ...linearScale(low, high, from + margin, to - margin, options), band };
   }
 
   // --- Parts of a plot ------------------------------------------------------------------------------------------
@@ -186,14 +189,13 @@
   function drawGoal(root, data, y, left, right) {
     const goal = data.objective.goal;
     if (goal === null) return;
-    const attributes = { class: "halo", x: right, "text-anchor": "end" };
     if (y.near) {
       const line = y.at(goal);
       root.append(svg("line", { class: "goal", x1: left, x2: right, y1: line, y2: line }));
-      root.append(svg("text", { ...attributes, y: line - 6 }, `goal ${short(goal)}`));
+      root.append(svg("text", { class: "halo", x: left + 6, y: line - 6 }, `goal ${short(goal)}`));
       return;
     }
-    root.append(svg("text", { ...attributes, y: 12 }, `goal ${short(goal)} is outside of this range`));
+    root.append(svg("text", { x: right, y: 12, "text-anchor": "end" }, `goal ${short(goal)} is outside of this range`));
   }
 
   function drawCourse(root, data, x, y) {
@@ -206,12 +208,15 @@
     root.append(svg("path", { class: "course", d: path }));
   }
 
-  function labelBest(root, data, x, y, left, right) {
+  function labelBest(root, data, x, y, { left, right, bottom }) {
     const best = data.trials.find((trial) => trial.number === data.best);
     const text = `best ${short(best.objective)}`;
     const half = (text.length * LETTER) / 2;
     const middle = Math.min(Math.max(x.at(best.number), left + half), right - half);
-    const attributes = { class: "halo strong", x: middle, y: y.at(best.objective) - 16, "text-anchor": "middle" };
+    const height = y.at(best.objective);
+    // On the side where no better trial can be, unless that is where the ticks are.
+    const below = data.objective.minimize && height + 32 < bottom;
+    const attributes = { class: "halo strong", x: middle, y: height + (below ? 25 : -16), "text-anchor": "middle" };
     root.append(svg("text", attributes, text));
   }
 
@@ -232,10 +237,10 @@
   }
 
   function objectivePlot(place, data) {
-    const { root, width, height } = canvas(place, 320, `${data.objective.name} of each trial, and the best so far`);
+    const { root, width, height } = canvas(place, 330, `${data.objective.name} of each trial, and the best so far`);
     const bottom = height - 46;
     const missing = data.trials.some((trial) => trial.objective === null);
-    const y = objectiveScale(data, bottom - (missing ? 22 : 8), 30, 6);
+    const y = objectiveScale(data, bottom - (missing ? 22 : 8), 38, 6);
     const left = widest(y) + 10;
     const last = data.trials[data.trials.length - 1].number;
     const count = Math.floor((width - left) / 60);
@@ -245,7 +250,7 @@
     drawGoal(root, data, y, left, width);
     drawCourse(root, data, x, y);
     drawTrials(root, data, (trial) => x.at(trial.number), y, bottom);
-    if (data.best !== null) labelBest(root, data, x, y, left, width);
+    if (data.best !== null) labelBest(root, data, x, y, { left, right: width, bottom: bottom - (missing ? 14 : 0) });
     return root;
   }
 
@@ -255,7 +260,7 @@
     const { root, width, height } = canvas(place, 230, `${data.objective.name} against ${parameter.name}`);
     const bottom = height - 44;
     const missing = data.trials.some((trial) => trial.objective === null);
-    const y = objectiveScale(data, bottom - (missing ? 20 : 8), 30, 4);
+    const y = objectiveScale(data, bottom - (missing ? 20 : 8), 34, 4);
     const left = widest(y) + 10;
     const x = parameterScale(parameter, left, width);
     leftAxis(root, y, left, width, data.objective.name);
@@ -264,7 +269,7 @@
     return root;
   }
 
-  // Trials of one item are spread over its band, always the same way, so that equal ones do not hide each other.
+  // Trials of one item, or of one of a few whole numbers, are spread over its band, always the same way, so that equal ones do not hide each other.
   function parameterPlace(trial, index, x) {
     const value = trial.parameters[index];
     if (value === null) return null;

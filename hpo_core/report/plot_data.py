@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hpo_core.experiment import Objective
+from hpo_core.experiment import Objective, ObjectiveType
 from hpo_core.report.rows import TrialRow, condition_text, metric_value, printable
 from hpo_core.report.summary import Summary
 from hpo_core.report.tables import finite
@@ -24,7 +24,11 @@ def plot_data(summary: Summary) -> str:
     experiment = summary.experiment
     objective = experiment.objective
     document = {
-        "objective": {"name": summary.metric, "goal": objective.goal, "direction": summary.direction},
+        "objective": {
+            "name": summary.metric,
+            "goal": objective.goal,
+            "minimize": objective.type is ObjectiveType.MINIMIZE,
+        },
         "metrics": [printable(name) for name in objective.additional_metric_names],
         "parameters": [_axis(parameter) for parameter in experiment.parameters],
         "conditions": {condition.value: condition_text(condition) for condition in TrialCondition},

@@ -1,6 +1,6 @@
 """One flat row per trial, and how numbers and times are written for people; every table of the package starts here.
 
-Which trial is best is `status`'s decision; how a row is laid out on a page, in Markdown or in CSV is its neighbours' part.
+Which trial is best is `status`'s decision; laying a row out on a page, in Markdown or in CSV is its neighbours' part.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def metric_value(objective: Objective, name: str, row: TrialRow) -> float | None
 
 
 def shown_strategy(objective: Objective, name: str) -> MetricStrategy:
-    """Tell which of a metric's values a table shows; without a wish, the smallest accuracy would tell nobody anything."""
+    """Tell which of a metric's values a table shows; the smallest accuracy, say, only for those who asked for it."""
     if name == objective.metric_name:
         return objective.strategy(name)
     return objective.strategies.get(name, MetricStrategy.LATEST)

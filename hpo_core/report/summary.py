@@ -93,11 +93,12 @@ class Summary:
     def sentence(self) -> str:
         """The verdict in a sentence; what is not told here keeps the words that it came with."""
         if self.verdict.condition is ExperimentCondition.RUNNING:
-            return f"Running: {self.progress} trials are done. This is what was known when the report was written."
+            return f"{self.progress} trials were done when this report was written."
+        done = _trials(self.completed)
         known = {
-            "ExperimentGoalReached": f"The goal {self.metric} {self.goal} was reached after {self.completed} trials.",
-            "ExperimentMaxTrialsReached": f"All {self.completed} trials of the budget are done.",
-            "ExperimentSuggestionEndReached": f"The search had nothing more to try after {self.completed} trials.",
+            "ExperimentGoalReached": f"The goal {self.metric} {self.goal} was reached after {done}.",
+            "ExperimentMaxTrialsReached": f"The budget of {done} is used up.",
+            "ExperimentSuggestionEndReached": f"The search had nothing more to try after {done}.",
         }
         return known.get(self.verdict.reason, printable(self.verdict.message))
 
@@ -110,20 +111,25 @@ class Summary:
             return "No trial has been created yet."
         if self.completed < len(self.rows):
             return f"No trial has reported {self.metric} yet."
-        return f"None of the {len(self.rows)} trials ended with a value of {self.metric}."
+        return f"{_trials(len(self.rows))} ended, none with a value of {self.metric}."
 
     @property
     def reasons(self) -> list[str]:
-        """Why trials ended without a value: condition, reason and how often, most frequent first."""
+        """Why trials ended without a value: how often, condition, reason and message; the five most frequent ones."""
         lost = [row for row in self.rows if row.condition.is_terminal and row.objective is None]
-        found = Counter(explain(row) for row in lost)
-        return [f"{count} × {what}" for what, count in found.most_common()]
+        found = Counter(_explain(row) for row in lost)
+        return [f"{count} × {what}" for what, count in found.most_common(5)]
 
 
-def explain(row: TrialRow) -> str:
-    """Tell a row's condition, and its reason where that says more than the condition."""
-    extra = reason_text(row)
-    return f"{condition_text(row.condition)} ({extra})" if extra else condition_text(row.condition)
+def _trials(count: int) -> str:
+    return f"{count} trial" if count == 1 else f"{count} trials"
+
+
+def _explain(row: TrialRow) -> str:
+    """Condition, reason and the last line of the message, which in a log is the one that tells."""
+    last = row.message.strip().rpartition("\n")[2].strip()
+    shown = last if len(last) <= _LINE_LENGTH * 3 else f"{last[: _LINE_LENGTH * 3]}…"
+    return ": ".join(part for part in (condition_text(row.condition), reason_text(row), shown) if part)
 
 
 def reason_text(row: TrialRow) -> str:

@@ -73,7 +73,9 @@ def _parts(summary: MetricSummary) -> dict[str, float]:
 
 
 def _columns(experiment: Experiment) -> list[str]:
-    metrics = [f"metric.{name}.{part}" for name in experiment.objective.metric_names for part in ("min", "max", "latest")]
+    metrics = [
+        f"metric.{name}.{part}" for name in experiment.objective.metric_names for part in ("min", "max", "latest")
+    ]
     parameters = [f"parameter.{parameter.name}" for parameter in experiment.parameters]
     head = ["number", "name", "condition", "reason", "message", "objective"]
     return [printable(name) for name in (*head, *metrics, *parameters, "started", "completed", "durationSeconds")]
@@ -100,4 +102,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-

@@ -1,16 +1,21 @@
-"""Laws of the report: the same facts in every form, and nothing that a user or a log wrote can break out of its place."""
+"""Laws of the report: the same facts in every form, and nothing that a user or a log wrote breaks out of its place."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import math
 import random
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -21,7 +26,7 @@ from hpo_core import report
 from hpo_core.experiment import Experiment, read_draft
 from hpo_core.report import RetrainSummary
 from hpo_core.space import Value
-from hpo_core.status import RUNNING, Tally, Verdict, judge
+from hpo_core.status import MAX_TRIALS_REACHED, RUNNING, TOO_MANY_FAILED, Tally, Verdict, judge
 from hpo_core.trial import (
     Assignment,
     MetricSummary,
@@ -33,7 +38,10 @@ from hpo_core.trial import (
 )
 
 EPOCH = datetime(2025, 3, 1, 9, tzinfo=UTC)
-HOSTILE = "</script><script>alert(1)</script><!--\u2028<img src=x onerror=alert(1)>\"'`|\\${x} \x1b[31m\x00\udc80&amp;"
+HOSTILE = (
+    "</script><script>alert(1)</script><!--\u2028</textarea></title><img src=x onerror=alert(1)>\"'`|\\$x *b* &amp;"
+)
+UNPRINTABLE = "\x1b[31mred\x1b[0m\x00\x08\udc80"
 
 
 def range_of(name: str, low: float, high: float, kind: str = "double", distribution: str = "uniform") -> dict[str, Any]:
@@ -46,7 +54,12 @@ def list_of(name: str, *items: str, kind: str = "categorical") -> dict[str, Any]
 
 
 def experiment(
-    parameters: Sequence[Mapping[str, Any]], *, metric: str = "loss", name: str = "mnist", most: int = 12, **changes: Any
+    parameters: Sequence[Mapping[str, Any]],
+    *,
+    metric: str = "loss",
+    name: str = "mnist",
+    most: int = 12,
+    **changes: Any,
 ) -> Experiment:
     """An accepted Experiment; `changes` go into its objective."""
     words = [f"--{p['name'].lstrip('-')}=${{trialParameters.p{index}}}" for index, p in enumerate(parameters)]
@@ -109,17 +122,14 @@ def example() -> tuple[Experiment, list[Trial], Verdict]:
         loss = 0.06 + 1.4 * (math.log10(values["lr"] / 0.032)) ** 2 + 1.1 * (values["momentum"] - 0.78) ** 2
         loss += chance.uniform(0, 0.02)
         if number == 5:
-            log = "Traceback (most recent call last):\n  File \"/app/mnist.py\", line 61, in train\nMemoryError: cannot allocate 512 MB"
+            log = 'Traceback (most recent call last):\n  File "/app/mnist.py", line 61\nMemoryError: 512 MB'
             trials.append(ended(asked, number, values, {}, TrialCondition.FAILED, log))
         elif number == 9:
-            trials.append(
-                ended(
-                    asked, number, values, {}, TrialCondition.METRICS_UNAVAILABLE, "No line with loss was found in the log."
-                )
-            )
+            log = "No line with loss was found in the log."
+            trials.append(ended(asked, number, values, {}, TrialCondition.METRICS_UNAVAILABLE, log))
         else:
             trials.append(ended(asked, number, values, {"loss": round(loss, 6), "accuracy": round(1 - 0.3 * loss, 4)}))
-    return asked, trials, Verdict(judge(asked, Tally(asked.objective)).condition, "", "")
+    return asked, trials, judge(asked, Tally.of(asked.objective, trials))
 
 
 def mixed(count: int) -> tuple[Experiment, list[Trial], Verdict]:
@@ -153,3 +163,410 @@ def mixed(count: int) -> tuple[Experiment, list[Trial], Verdict]:
         message = "" if has_value else "The container was killed: it needed more than its 1 GiB of memory."
         trials.append(ended(asked, number, values, metrics if has_value else {}, condition, message))
     return asked, trials, judge(asked, Tally.of(asked.objective, trials), exhausted=True)
+
+
+class Page(HTMLParser):
+    """What a browser's parser makes of a page: its tags with their attributes' names, and texts by element."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.texts.setdefault(tag, []).append("")
+        if tag != "meta":
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, "elements nest"
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self._open):
+            self.texts[tag][-1] += data
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The JSON block."""
+        found: dict[str, Any] = json.loads(self.texts["script"][0])
+        return found
+
+
+def page_of(found: tuple[Experiment, list[Trial], Verdict], **options: Any) -> Page:
+    return Page(report.html(*found, **options))
+
+
+def hostile(text: str) -> tuple[Experiment, list[Trial], Verdict]:
+    """An experiment whose every free text holds `text`."""
+    asked = experiment(
+        [range_of(f"rate{text}", 0.0, 1.0), list_of("kind", f"a{text}", "b")],
+        metric=f"loss{text}",
+        additionalMetricNames=[f"more{text}"],
+    )
+    values: dict[str, Value] = {f"rate{text}": 0.5, "kind": f"a{text}"}
+    message = f"{text} {UNPRINTABLE}" if text else "it broke"
+    trials = [
+        ended(asked, 1, values, {f"loss{text}": 0.1, f"more{text}": 2.0}, message=message),
+        replace(ended(asked, 2, values, {}, TrialCondition.FAILED, message), reason=f"Why{text}"),
+    ]
+    return asked, trials, Verdict(MAX_TRIALS_REACHED.condition, "Other", f"because{text}")
+
+
+# --- The page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_asks_nothing_of_a_network() -> None:
+    text = report.html(*mixed(20))
+    page = Page(text)
+    assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object", "embed", "base", "form", "a"}
+    assert not {name for _, name, _ in page.attributes} & {"src", "href", "action", "srcset", "style"}
+    assert set(re.findall(r"\w+://[\w./]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_page_uses_nothing_that_a_sandboxed_frame_forbids() -> None:
+    script = files("hpo_core.report").joinpath("page.js").read_text("utf-8")
+    assert not re.findall(
+        r"localStorage|sessionStorage|cookie|alert\(|open\(|fetch\(|innerHTML|eval\(|clipboard", script
+    )
+
+
+def test_the_policy_lets_exactly_the_own_script_and_style_run() -> None:
+    page = page_of(example())
+    policy = next(v for tag, name, v in page.attributes if (tag, name) == ("meta", "content") and "default-src" in v)
+    hashes = {
+        kind: base64.b64encode(hashlib.sha256(page.texts[kind][-1].encode()).digest()).decode()
+        for kind in ("script", "style")
+    }
+    assert policy.startswith("default-src 'none';")
+    assert policy.endswith(f"style-src 'sha256-{hashes['style']}'; script-src 'sha256-{hashes['script']}'")
+
+
+def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_the_trials() -> None:
+    asked, trials, verdict = mixed(30)
+    shuffled = random.Random(1).sample(trials, len(trials))
+    for write in (report.html, report.markdown):
+        assert write(asked, shuffled, verdict) == write(asked, trials, verdict)
+
+
+def test_hostile_texts_change_no_element_of_the_page() -> None:
+    """Names, values, reasons, messages and a model's address stay texts: the tags are those of a tame experiment."""
+    tame = page_of(hostile(""), retrained=RetrainSummary("Succeeded", {"m": 1.0}, "s3", "done"))
+    wild = page_of(hostile(HOSTILE), retrained=RetrainSummary(HOSTILE, {f"m{HOSTILE}": 1.0}, HOSTILE, HOSTILE))
+    assert wild.tags == tame.tags
+    assert len(wild.texts["script"]) == 2
+    assert HOSTILE in wild.texts["tbody"][0]
+
+
+def test_what_no_document_may_hold_is_left_out() -> None:
+    text = (
+        report.html(*hostile(HOSTILE)) + report.markdown(*hostile(HOSTILE)) + report.trials_csv(*hostile(HOSTILE)[:2])
+    )
+    assert not set(text.encode("utf-8").decode()) & set("\x00\x08\x1b")
+    assert "red\ufffd\ufffd\ufffd" in text
+
+
+def test_the_data_block_is_plain_ascii_without_markup_and_has_every_trial() -> None:
+    asked, trials, _ = found = hostile(HOSTILE)
+    page = page_of(found)
+    assert page.texts["script"][0].isascii()
+    assert not set(page.texts["script"][0]) & set("<>&")
+    assert [trial["number"] for trial in page.data["trials"]] == [trial.number for trial in trials]
+    assert [axis["name"] for axis in page.data["parameters"]] == [parameter.name for parameter in asked.parameters]
+
+
+def test_numbers_that_are_not_finite_never_reach_the_data() -> None:
+    asked = experiment([range_of("lr", 0.0, 1.0)], metricStrategies=[{"name": "loss", "value": "latest"}])
+    trials = [ended(asked, 1, {"lr": 0.1}, {"loss": math.nan}), ended(asked, 2, {"lr": 0.2}, {"loss": -math.inf})]
+    data = page_of((asked, trials, MAX_TRIALS_REACHED)).data
+    assert [trial["objective"] for trial in data["trials"]] == [None, None]
+    assert data["best"] is None
+    written = json.loads(report.trials_json(asked, trials), parse_constant=pytest.fail)
+    assert [row["metrics"]["loss"]["latest"] for row in written] == [None, None]
+
+
+def test_best_so_far_follows_the_objective_and_never_gets_worse() -> None:
+    for found, pick in ((example(), min), (mixed(40), max)):
+        asked, trials, _ = found
+        values = [trial.observation.value(asked.objective) if trial.observation else None for trial in trials]
+        course = page_of(found).data["bestSoFar"]
+        for index, reached in enumerate(course):
+            assert reached == pick(value for value in values[: index + 1] if value is not None)
+
+
+def test_best_trial_and_table_are_there_without_javascript() -> None:
+    found = asked, trials, _ = example()
+    page = page_of(found)
+    best = report.best_parameters(asked, trials)
+    assert json.loads(page.texts["textarea"][1]) == best
+    assert len(page.texts["tr"]) == 2 + len(trials)
+    rows = page.texts["tr"][2:]
+    assert [row for row in rows if row.startswith("best")] == [next(row for row in rows if f"{best['lr']:.6g}" in row)]
+    assert "MemoryError: 512 MB" in rows[4]
+
+
+@pytest.mark.parametrize("text", ["", HOSTILE], ids=["tame", "hostile"])
+def test_a_shell_reads_the_command_as_the_trial_got_it(text: str) -> None:
+    command = page_of(hostile(text)).texts["textarea"][0]
+    shell = subprocess.run(["sh", "-c", f"set -- {command}\nprintf '%s\\0' \"$@\""], capture_output=True, check=True)
+    words = shell.stdout.decode().split("\0")[:-1]
+    assert words == ["python3", "/app/mnist.py", "--epochs=1", f"--rate{text}=0.5", f"--kind=a{text}"]
+
+
+def test_values_that_travel_in_the_environment_are_shown_before_the_command() -> None:
+    asked, trials, verdict = example()
+    container = {
+        "name": "train",
+        "command": ["train me"],
+        "env": [{"name": "LR", "value": "${trialParameters.p0}"}, {"name": "HOME", "value": "/"}],
+    }
+    template = replace(asked.template, trial_spec={"spec": {"template": {"spec": {"containers": [container]}}}})
+    command = page_of((replace(asked, template=template), trials, verdict)).texts["textarea"][0]
+    assert command == f"LR={report.best_parameters(asked, trials)['lr']} 'train me'"
+
+
+def test_without_trials_the_page_says_so_and_promises_no_plot() -> None:
+    asked, _, _ = example()
+    page = page_of((asked, [], RUNNING))
+    assert "No trial has been created yet." in page.texts["main"][0]
+    assert "0 of 12 trials were done" in page.texts["main"][0]
+    assert not [value for _, name, value in page.attributes if name == "data-plot"]
+
+
+def test_when_all_trials_failed_the_page_tells_why() -> None:
+    asked, trials, _ = example()
+    failed = [
+        ended(asked, t.number, t.assignments, {}, TrialCondition.FAILED, f"step {t.number}\nOOM") for t in trials[:3]
+    ]
+    page = page_of((asked, failed, TOO_MANY_FAILED))
+    assert "3 trials ended, none with a value of loss." in page.texts["main"][0]
+    assert "3 × Failed: OOM" in page.texts["li"]
+    assert not [value for _, name, value in page.attributes if name == "data-plot"]
+
+
+def test_a_running_trial_is_in_the_table_and_is_never_the_best() -> None:
+    asked, trials, _ = example()
+    running = create_trial(asked, 2, Assignment(trials[1].assignments), asked_after=0, now=moment(0)).run(moment(1))
+    page = page_of((asked, [trials[0], running], RUNNING))
+    assert page.data["best"] == 1
+    assert page.texts["tr"][3].startswith("2Running")
+
+
+def test_the_final_model_is_shown_when_there_is_one() -> None:
+    final = RetrainSummary("Succeeded", {"loss": 0.0511}, "s3://models/final")
+    assert "s3://models/final" in page_of(example(), retrained=final).texts["main"][0]
+    assert "Final model" not in page_of(example()).texts["main"][0]
+
+
+def test_the_page_stays_small_at_200_trials_with_long_messages() -> None:
+    asked, trials, verdict = mixed(200)
+    chatty = [replace(trial, message="Warning: this line is repeated. " * 200) for trial in trials]
+    assert len(report.html(asked, chatty, verdict).encode()) < 300_000
+
+
+def test_a_long_message_keeps_its_end_on_the_page_and_all_of_it_in_json() -> None:
+    asked, trials, verdict = example()
+    message = "first words " + "x" * 5000 + " last words"
+    trials[4] = replace(trials[4], message=message)
+    page = report.html(asked, trials, verdict)
+    assert "last words" in page
+    assert "first words" not in page
+    assert json.loads(report.trials_json(asked, trials))[4]["message"] == message
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_text_and_mark_stands_out_from_its_card(theme: int) -> None:
+    """WCAG 2: a contrast of 4.5 for text and 3 for marks."""
+    css = files("hpo_core.report").joinpath("page.css").read_text("utf-8")
+    colours = [
+        dict(re.findall(r"--(\w[\w-]*): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    ]
+    assert len(colours) == 2
+    found = colours[theme]
+    for name in ("ink", "muted", "best"):
+        for ground in ("card", "page", "soft", "best-soft"):
+            assert contrast(found[name], found[ground]) >= 4.5, (name, ground)
+    for name in ("ok", "failed", "lost", "early", "killed", "running", "created"):
+        assert contrast(found[name], found["card"]) >= 3, name
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours, as WCAG 2 defines it."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------
+
+
+def markdown_tables(text: str) -> list[list[list[str]]]:
+    """Every table's rows of cells as a Markdown parser sees them, header first; anything but plain text is refused."""
+    tables: list[list[list[str]]] = []
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        assert token.type != "html_block"
+        if token.type == "table_open":
+            tables.append([])
+        elif token.type == "tr_open":
+            tables[-1].append([])
+        elif token.type == "inline" and token.level == 4:
+            assert {child.type for child in token.children or []} <= {"text", "text_special"}
+            tables[-1][-1].append("".join(child.content for child in token.children or []))
+    return tables
+
+
+def test_markdown_tables_parse_back_to_the_facts() -> None:
+    asked, trials, verdict = example()
+    best, table = markdown_tables(report.markdown(asked, trials, verdict))
+    assert best[1:] == [[name, str(value)] for name, value in report.best_parameters(asked, trials).items()]
+    assert table[0] == ["Trial", "Condition", "loss", "accuracy", "lr", "momentum", "Duration", "Reason"]
+    assert len(table) == 1 + len(trials)
+    losses = [float(row[2]) for row in table[1:] if row[2]]
+    assert losses == sorted(losses)
+    assert table[1][0].endswith("(best)")
+    assert [row[2] for row in table[-2:]] == ["", ""]
+
+
+def test_markdown_keeps_hostile_texts_as_texts() -> None:
+    best, table = markdown_tables(report.markdown(*hostile(HOSTILE)))
+    plain = " ".join(HOSTILE.split())
+    assert best[1:] == [[f"rate{plain}", "0.5"], ["kind", f"a{plain}"]]
+    assert table[0][2] == f"loss{plain}"
+    assert {len(row) for row in table} == {8}
+
+
+def test_markdown_shows_the_best_fifty_and_says_how_many_are_left_out() -> None:
+    text = report.markdown(*mixed(60))
+    table = markdown_tables(text)[1]
+    assert len(table) == 51
+    assert "The best 50 of 60 trials; 10 are left out." in text
+    values = [float(row[2]) for row in table[1:] if row[2]]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "verdict", "words"), [(0, RUNNING, "No trial has been"), (1, TOO_MANY_FAILED, "none with")]
+)
+def test_markdown_without_a_best_trial_says_why(count: int, verdict: Verdict, words: str) -> None:
+    asked, trials, _ = example()
+    text = report.markdown(asked, trials[4 : 4 + count], verdict)
+    assert "## No best trial" in text
+    assert words in text
+
+
+# --- Tables for programs ------------------------------------------------------------------------------------------
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+
+
+def test_csv_reads_back() -> None:
+    asked, trials, _ = mixed(20)
+    rows = read_csv(report.trials_csv(asked, reversed(trials)))
+    assert [int(row["number"]) for row in rows] == list(range(1, 21))
+    for row, trial in zip(rows, trials, strict=True):
+        assert row["name"] == trial.name
+        assert row["condition"] == trial.condition
+        for parameter in asked.parameters:
+            assert row[f"parameter.{parameter.name}"] == parameter.format(trial.assignments[parameter.name])
+        metrics = trial.observation.metrics if trial.observation else {}
+        latest = str(metrics["val-loss"].latest) if metrics else ""
+        assert row["metric.val-loss.latest"] == latest
+
+
+def test_csv_holds_no_formula() -> None:
+    """What a spreadsheet would run gets an apostrophe in front; a number, also a negative one, is left alone."""
+    asked = experiment([list_of("kind", "=cmd()", "-1.5", "@x", "+a", "plain")])
+    items = asked.parameters[0].space.items
+    trials = [
+        ended(asked, n, {"kind": item}, {"loss": -0.5}, message=f"{item}\nmore") for n, item in enumerate(items, 1)
+    ]
+    rows = read_csv(report.trials_csv(asked, trials))
+    assert [row["parameter.kind"] for row in rows] == ["'=cmd()", "-1.5", "'@x", "'+a", "plain"]
+    assert [row["message"][0] for row in rows] == ["'", "'", "'", "'", "p"]
+    assert {row["objective"] for row in rows} == {"-0.5"}
+
+
+def test_csv_and_json_agree_and_survive_hostile_texts() -> None:
+    asked, trials, _ = hostile(HOSTILE)
+    rows, documents = read_csv(report.trials_csv(asked, trials)), json.loads(report.trials_json(asked, trials))
+    for row, document in zip(rows, documents, strict=True):
+        assert row["message"] == document["message"]
+        assert row[f"parameter.rate{HOSTILE}"] == str(document["parameters"][f"rate{HOSTILE}"])
+    assert documents[0]["metrics"][f"loss{HOSTILE}"] == {"min": 0.1, "max": 0.1, "latest": 0.1}
+
+
+def test_json_keeps_types_and_times() -> None:
+    asked, trials, _ = mixed(3)
+    document = json.loads(report.trials_json(asked, trials))[0]
+    assert [type(value) for value in document["parameters"].values()] == [float, int, float, str, int]
+    assert (document["started"], document["completed"]) == (trials[0].started, trials[0].completed)
+    assert document["durationSeconds"] == 55
+
+
+def test_best_parameters_are_typed_and_follow_the_direction() -> None:
+    asked = experiment([range_of("layers", 1, 9, kind="int")], type="maximize")
+    trials = [
+        ended(asked, number, {"layers": number}, {"loss": loss}) for number, loss in ((1, 0.5), (2, 0.9), (3, 0.9))
+    ]
+    assert report.best_parameters(asked, trials) == {"layers": 2}
+    assert isinstance(report.best_parameters(asked, trials)["layers"], int)
+    assert report.best_parameters(asked, []) == {}
+
+
+# --- Rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_ordered_by_number_and_mark_one_best() -> None:
+    asked, trials, _ = mixed(30)
+    rows = report.trial_rows(asked, random.Random(2).sample(trials, 30))
+    assert [row.number for row in rows] == list(range(1, 31))
+    tally = Tally.of(asked.objective, trials)
+    assert tally.best is not None
+    assert [row.number for row in rows if row.is_best] == [tally.best.number]
+
+
+def test_a_trial_without_a_usable_time_has_no_duration() -> None:
+    asked, trials, _ = example()
+    odd = [
+        replace(trials[0], started="yesterday"),
+        replace(trials[1], completed=""),
+        replace(trials[2], started=moment(-1)),
+    ]
+    assert [row.duration_s for row in report.trial_rows(asked, odd)][:2] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.0, "0 s"),
+        (0.123, "0.12 s"),
+        (59.6, "1 min"),
+        (185, "3 min 5 s"),
+        (7200, "2 h"),
+        (100_000, "1 d 3 h"),
+    ],
+)
+def test_durations_read_well(seconds: float | None, text: str) -> None:
+    assert report.duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (12345678, "12345678"), (0.1 + 0.2, "0.3"), (1e-5, "1e-05"), (math.nan, "nan")]
+)
+def test_numbers_read_well(value: float | None, text: str) -> None:
+    assert report.number_text(value) == text
