@@ -83,7 +83,8 @@ def _leave(stores: list[ExperimentStore], place: Place) -> int:
     for store in stores:
         wait_for_stop(store)
         print(f"the experiment {store.name} is suspended, nothing of it is left running; to go on:")
-        print(f"{_command()} run {place.objects.root / store.namespace / store.name / 'experiment.yaml'} --store {place.uri}")
+        document = place.objects.root / store.namespace / store.name / "experiment.yaml"
+        print(f"{_command()} run {document} --store {place.uri}")
     return 130
 
 

@@ -43,9 +43,6 @@ def _text_as_written(loader: Any, node: yaml.ScalarNode) -> str:  # noqa: ARG001
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 # Dates stay text: no field of ours is a date, and a categorical item that looks like one must arrive as written.
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _text_as_written)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 class _Dumper(yaml.CSafeDumper):
@@ -53,6 +50,13 @@ class _Dumper(yaml.CSafeDumper):
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  the signature is PyYAML's
         return True
+
+
+# The dumper must know it too, or it would write the text "1e-3" without its quotes.
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str) -> Any:

@@ -142,7 +142,7 @@ def _best(summary: Summary) -> str:
 def _copyable(label: str, text: str) -> str:
     if not text:
         return ""
-    rows = sum(max(1, math.ceil(len(line) / 52)) for line in text.splitlines())
+    rows = sum(max(1, math.ceil(len(line) / 60)) for line in text.splitlines())
     return (
         f'<label class="copy"><span>{label}</span>'
         f'<textarea readonly spellcheck="false" rows="{min(rows, 12)}">{_text(text)}</textarea></label>'

@@ -82,7 +82,7 @@ def _number(value: float | None) -> str:
 
 def _reason(row: TrialRow) -> str:
     reason = f"<b>{escape(reason_text(row))}</b> " if reason_text(row) else ""
-    return f'<td class="why">{reason}{_shortened(row.message)}</td>'
+    return f'<td class="why">{reason}{escape(_shortened(row.message))}</td>'
 
 
 def _shortened(message: str) -> str:

@@ -6,6 +6,8 @@
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const LETTER = 6.7; // Mean width of a letter at the plots' font size, in pixels.
+  const TILT = 40; // Angle of item names that do not fit side by side, in degrees.
+  const TILTED_LETTERS = 14;
 
   // --- Elements -------------------------------------------------------------------------------------------------
 
@@ -28,9 +30,11 @@
 
   function short(value) {
     const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-4 || size >= 1e6)) return String(Number(value.toPrecision(5)).toExponential());
+    if (size !== 0 && (size < 1e-4 || size >= 1e6)) return String(Number(value.toPrecision(5)).toExponential()).replace("e+", "e");
     return String(Number(value.toPrecision(5)));
   }
+
+  const cut = (text, letters) => (text.length > letters ? `${text.slice(0, Math.max(letters - 1, 1))}…` : text);
 
   function niceStep(span, count) {
     const raw = span / Math.max(count, 1);
@@ -75,10 +79,18 @@
 
   function listScale(items, from, to) {
     const band = (to - from) / items.length;
-    const letters = Math.max(3, Math.floor(band / LETTER) - 1);
     const at = (item) => from + (items.indexOf(item) + 0.5) * band;
-    const cut = (item) => (item.length > letters ? `${item.slice(0, letters - 1)}…` : item);
-    return { at, band, ticks: items.map((item) => ({ at: at(item), text: cut(item), full: item })) };
+    const longest = Math.max(...items.map((item) => item.length));
+    const tilted = longest * LETTER + 8 > band;
+    const ticks = items.map((item) => ({ at: at(item), text: tilted ? cut(item, TILTED_LETTERS) : item, full: item }));
+    return { at, band, tilted, ticks };
+  }
+
+  // Extra height below the axis that tilted item names need, in pixels.
+  function tiltedHeight(parameter, width) {
+    if (!parameter.items || !listScale(parameter.items, 0, width).tilted) return 0;
+    const letters = Math.min(Math.max(...parameter.items.map((item) => item.length)), TILTED_LETTERS);
+    return letters * LETTER * Math.sin((TILT * Math.PI) / 180);
   }
 
   function widened(low, high) {
@@ -123,21 +135,33 @@
       root.append(svg("line", { class: "gridline", x1: left, x2: right, y1: tick.at, y2: tick.at }));
       root.append(svg("text", { x: left - 8, y: tick.at + 4, "text-anchor": "end" }, tick.text));
     }
-    root.append(svg("text", { class: "title", x: 0, y: 12 }, scale.log ? `${title} (log scale)` : title));
+    axisTitle(root, scale.log ? `${title} (log scale)` : title, right, { x: 0, y: 12 });
   }
 
-  function bottomAxis(root, scale, y, left, right, title) {
+  function axisTitle(root, title, width, attributes) {
+    const text = cut(title, Math.floor(width / (LETTER + 0.9)));
+    root.append(svg("text", { class: "title", ...attributes }, text, text === title ? null : svg("title", {}, title)));
+  }
+
+  function tickLabel(tick, y, tilted) {
+    const hint = tick.full && tick.full !== tick.text ? svg("title", {}, tick.full) : null;
+    const attributes = tilted
+      ? { transform: `translate(${tick.at + 4} ${y + 14}) rotate(-${TILT})`, "text-anchor": "end" }
+      : { x: tick.at, y: y + 18, "text-anchor": "middle" };
+    return svg("text", attributes, tick.text, hint);
+  }
+
+  function bottomAxis(root, scale, y, { left, right, titleAt }, title) {
     root.append(svg("line", { class: "axis", x1: left, x2: right, y1: y, y2: y }));
     let taken = -Infinity;
     for (const tick of scale.ticks) {
-      const half = (tick.text.length * LETTER) / 2;
+      const half = scale.tilted ? 3 : (tick.text.length * LETTER) / 2;
       if (tick.at - half < taken + 8) continue;
       taken = tick.at + half;
       root.append(svg("line", { class: "axis", x1: tick.at, x2: tick.at, y1: y, y2: y + 4 }));
-      const hint = tick.full && tick.full !== tick.text ? svg("title", {}, tick.full) : null;
-      root.append(svg("text", { x: tick.at, y: y + 18, "text-anchor": "middle" }, tick.text, hint));
+      root.append(tickLabel(tick, y, scale.tilted));
     }
-    root.append(svg("text", { class: "title", x: (left + right) / 2, y: y + 39, "text-anchor": "middle" }, title));
+    axisTitle(root, title, right - left, { x: (left + right) / 2, y: titleAt, "text-anchor": "middle" });
   }
 
   function describe(trial, data) {
@@ -240,13 +264,13 @@
     const { root, width, height } = canvas(place, 330, `${data.objective.name} of each trial, and the best so far`);
     const bottom = height - 46;
     const missing = data.trials.some((trial) => trial.objective === null);
-    const y = objectiveScale(data, bottom - (missing ? 22 : 8), 38, 6);
+    const y = objectiveScale(data, bottom - (missing ? 22 : 14), 38, 6);
     const left = widest(y) + 10;
     const last = data.trials[data.trials.length - 1].number;
     const count = Math.floor((width - left) / 60);
     const x = linearScale(...widened(Math.min(1, last), last), left + 12, width - 12, { count, integer: true });
     leftAxis(root, y, left, width, data.objective.name);
-    bottomAxis(root, x, bottom, left, width, "trial");
+    bottomAxis(root, x, bottom, { left, right: width, titleAt: bottom + 39 }, "trial");
     drawGoal(root, data, y, left, width);
     drawCourse(root, data, x, y);
     drawTrials(root, data, (trial) => x.at(trial.number), y, bottom);
@@ -257,14 +281,16 @@
   function parameterPlot(place, data) {
     const index = Number(place.dataset.index);
     const parameter = data.parameters[index];
-    const { root, width, height } = canvas(place, 230, `${data.objective.name} against ${parameter.name}`);
-    const bottom = height - 44;
+    const extra = tiltedHeight(parameter, place.clientWidth - 60);
+    const { root, width, height } = canvas(place, 230 + extra, `${data.objective.name} against ${parameter.name}`);
+    const bottom = height - extra - 44;
     const missing = data.trials.some((trial) => trial.objective === null);
-    const y = objectiveScale(data, bottom - (missing ? 20 : 8), 34, 4);
+    const y = objectiveScale(data, bottom - (missing ? 20 : 14), 34, 4);
     const left = widest(y) + 10;
     const x = parameterScale(parameter, left, width);
     leftAxis(root, y, left, width, data.objective.name);
-    bottomAxis(root, x, bottom, left, width, parameter.log ? `${parameter.name} (log scale)` : parameter.name);
+    const title = parameter.log ? `${parameter.name} (log scale)` : parameter.name;
+    bottomAxis(root, x, bottom, { left, right: width, titleAt: height - 5 }, title);
     drawTrials(root, data, (trial) => parameterPlace(trial, index, x), y, bottom);
     return root;
   }

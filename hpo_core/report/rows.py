@@ -106,11 +106,13 @@ def condition_text(condition: TrialCondition) -> str:
 
 
 def number_text(value: float | None) -> str:
-    """Write a number with six significant digits, a whole one in full; "" for None."""
+    """Write a number with six significant digits, whole ones and millions in full; "" for None."""
     if value is None:
         return ""
     if isinstance(value, int):
         return str(value)
+    if 1e6 <= abs(value) < 1e15:
+        return f"{value:.0f}"
     return f"{value:.6g}" if math.isfinite(value) else str(value)
 
 

@@ -27,7 +27,8 @@ from hpo_core.report.rows import (
 from hpo_core.status import ExperimentCondition, Verdict
 from hpo_core.trial import Trial, TrialCondition
 
-_LINE_LENGTH = 60
+_COMMAND_LENGTH = 40
+_MESSAGE_LENGTH = 160
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _trials(count: int) -> str:
 def _explain(row: TrialRow) -> str:
     """Condition, reason and the last line of the message, which in a log is the one that tells."""
     last = row.message.strip().rpartition("\n")[2].strip()
-    shown = last if len(last) <= _LINE_LENGTH * 3 else f"{last[: _LINE_LENGTH * 3]}…"
+    shown = last if len(last) <= _MESSAGE_LENGTH else f"{last[:_MESSAGE_LENGTH]}…"
     return ": ".join(part for part in (condition_text(row.condition), reason_text(row), shown) if part)
 
 
@@ -161,7 +162,7 @@ def command_line(experiment: Experiment, row: TrialRow) -> str:
 def _folded(words: list[str]) -> str:
     """Join a command's words; a long one has each option on a line of its own, as one writes it in a shell."""
     line = " ".join(words)
-    if len(line) <= _LINE_LENGTH:
+    if len(line) <= _COMMAND_LENGTH:
         return line
     return " ".join(f"\\\n  {word}" if word.startswith("-") else word for word in words)
 

@@ -11,6 +11,7 @@ notice, such as submitting a name that was forgotten, is an AssertionError here.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Play:
         message: The cause in a sentence.
         turns: How many turns it takes, at least 1; None when it goes on until it is stopped.
         stop_turns: How many turns it goes on after it was asked to stop, at least 1; it then ends with code -15.
-        output_dir: What it leaves behind.
+        output_dir: What it leaves behind; removed when it is forgotten.
     """
 
     lines: Sequence[str] = ()
@@ -112,7 +113,9 @@ class ScriptedMachine:
     def forget(self, name: str) -> None:
         """For the launcher: remove what is left of a workload that has ended."""
         assert name not in self.running, f"{name} is forgotten, and still runs"
-        self._workloads.pop(name, None)
+        workload = self._workloads.pop(name, None)
+        if workload is not None and workload.play.output_dir is not None:
+            shutil.rmtree(workload.play.output_dir, ignore_errors=True)
         self.forgotten.add(name)
 
     def pass_turn(self) -> None:

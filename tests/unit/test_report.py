@@ -566,7 +566,16 @@ def test_durations_read_well(seconds: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, ""), (12345678, "12345678"), (0.1 + 0.2, "0.3"), (1e-5, "1e-05"), (math.nan, "nan")]
+    ("value", "text"),
+    [
+        (None, ""),
+        (12345678, "12345678"),
+        (0.1 + 0.2, "0.3"),
+        (-2606826.8, "-2606827"),
+        (1e300, "1e+300"),
+        (1e-5, "1e-05"),
+        (math.nan, "nan"),
+    ],
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
     assert report.number_text(value) == text

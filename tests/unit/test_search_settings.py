@@ -23,6 +23,7 @@ class Sample:
     resource: str = setting(REQUIRED, "what is shared out")
     rounds: int = setting(10, "how many rounds", minimum=1, maximum=100)
     gamma: float = setting(0.25, "share of the good ones", above=0, below=1)
+    weight: float = setting(1.0, "how much the prior counts", above=0)
     kind: Literal["GP", "RF"] = setting("GP", "the model")
     mixed: bool = setting(False, "whether the order is mixed")
     seed: int | None = setting(None, "seed of the draws", minimum=0)
@@ -44,13 +45,13 @@ def path(name: str) -> str:
 
 
 def test_what_is_not_given_has_its_default() -> None:
-    assert read() == (Sample("epochs", 10, 0.25, "GP", False, None), [])
+    assert read() == (Sample("epochs", 10, 0.25, 1.0, "GP", False, None), [])
 
 
 def test_each_kind_is_read_from_its_text() -> None:
-    settings, problems = read(rounds="100", gamma="1e-3", kind="RF", mixed="True", seed="0")
+    settings, problems = read(rounds="100", gamma="1e-3", weight="2", kind="RF", mixed="True", seed="0")
     assert problems == []
-    assert settings == Sample("epochs", 100, 0.001, "RF", True, 0)
+    assert settings == Sample("epochs", 100, 0.001, 2.0, "RF", True, 0)
     assert type(settings.rounds) is int
 
 
@@ -70,12 +71,12 @@ def test_none_stands_for_no_value_where_there_may_be_none() -> None:
         ("gamma", "0", "must be a number above 0 and below 1, got '0'"),
         ("gamma", "1", "must be a number above 0 and below 1, got '1'"),
         ("gamma", "nan", "must be a number above 0 and below 1, got 'nan'"),
-        ("gamma", "inf", "must be a number above 0 and below 1, got 'inf'"),
+        ("weight", "inf", "must be a number above 0, got 'inf'"),
         ("kind", "gp", "must be one of GP, RF, got 'gp'"),
         ("mixed", "yes", "must be true or false, got 'yes'"),
         ("seed", "-1", "must be a whole number at least 0 or None, got '-1'"),
         ("round", "3", "unknown setting, did you mean rounds?"),
-        ("colour", "red", "unknown setting, this algorithm knows resource, rounds, gamma, kind, mixed, seed"),
+        ("colour", "red", "unknown setting, this algorithm knows resource, rounds, gamma, weight, kind, mixed, seed"),
     ],
 )
 def test_a_wrong_setting_is_told_with_its_path_and_what_is_allowed(name: str, text: str, message: str) -> None:
@@ -99,6 +100,7 @@ def test_the_table_for_the_documentation_tells_everything_that_is_declared() -> 
         "| `resource` | must be given | a text | what is shared out |\n"
         "| `rounds` | `10` | a whole number at least 1 and at most 100 | how many rounds |\n"
         "| `gamma` | `0.25` | a number above 0 and below 1 | share of the good ones |\n"
+        "| `weight` | `1.0` | a number above 0 | how much the prior counts |\n"
         "| `kind` | `GP` | one of GP, RF | the model |\n"
         "| `mixed` | `false` | true or false | whether the order is mixed |\n"
         "| `seed` | `None` | a whole number at least 0 or None | seed of the draws |\n"
