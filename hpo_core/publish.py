@@ -10,14 +10,17 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from hpo_core import report
 from hpo_core.errors import HpoError
-from hpo_core.loop import Clock, Run, Snapshot
-from hpo_core.status import katib_status
+from hpo_core.experiment import Experiment
+from hpo_core.loop import RETRAIN, Clock, Run, Snapshot
+from hpo_core.status import Verdict, katib_status
 from hpo_core.store import ExperimentStore
+from hpo_core.trial import Trial
 
 PERIOD_S = 1.0
 
@@ -96,4 +99,16 @@ def write_status(store: ExperimentStore, snapshot: Snapshot, *, now: str) -> Non
         "status": katib_status(experiment, trials, verdict, now=now),
     }
     store.save_derived("status.json", json.dumps(status, indent=1))
-    store.save_derived("report.html", report.html(experiment, trials, verdict))
+    store.save_derived("report.html", report_page(store, experiment, trials, verdict))
+
+
+def report_page(store: ExperimentStore, experiment: Experiment, trials: Sequence[Trial], verdict: Verdict) -> str:
+    """Make the report, with the final model where one was trained."""
+    told = json.loads(store.derived("retrain.json") or "{}")
+    retrained = None
+    if "succeeded" in told:
+        keys = store.outputs(RETRAIN)
+        folder = f"{keys[0].partition(f'/{RETRAIN}/')[0]}/{RETRAIN}" if keys else ""
+        condition = "Succeeded" if told["succeeded"] else told["reason"]
+        retrained = report.RetrainSummary(condition, told["metrics"], folder, told["message"])
+    return report.html(experiment, trials, verdict, retrained=retrained)

@@ -6,7 +6,6 @@ Structured values travel as JSON text. Nothing here knows kfp.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -149,7 +148,7 @@ def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, 
         raise LaunchError(
             "the retraining left no model: the trainer has to write one to the folder HPO_OUTPUT_DIR names"
         )
-    return {name: value for name, value in done.metrics.items() if math.isfinite(value)}
+    return done.metrics
 
 
 def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", store: str = "") -> str:

@@ -28,7 +28,7 @@ from hpo_core.experiment import Experiment, dump_yaml
 from hpo_core.launch.local import LocalLauncher
 from hpo_core.lint import lint
 from hpo_core.objects import DirectoryStore, open_objects
-from hpo_core.publish import Publisher
+from hpo_core.publish import Publisher, report_page
 from hpo_core.search import make_search
 from hpo_core.status import ExperimentCondition, Progress, Verdict
 from hpo_core.store import STOP, ExperimentStore, Request
@@ -337,7 +337,7 @@ def retrain(
     there = launched_place(store, place)
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": loop.SystemClock().now()}
     with store.lease(owner):
-        return loop.retrain(
+        done = loop.retrain(
             experiment,
             values,
             store,
@@ -346,6 +346,10 @@ def retrain(
             model_dir=model_dir,
             show=show,
         )
+        seen = read_status(store)
+        if seen is not None:
+            store.save_derived("report.html", report_page(store, experiment, store.trials(), seen.verdict))
+    return done
 
 
 def launched_place(store: ExperimentStore, place: Place) -> Place:

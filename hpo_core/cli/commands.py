@@ -17,6 +17,7 @@ from hpo_core.cli import show
 from hpo_core.errors import NotFound, Problem, SpecError
 from hpo_core.experiment import Draft, Experiment, dump_yaml, parse_yaml
 from hpo_core.experiment.document import near_miss
+from hpo_core.publish import report_page
 from hpo_core.space import Value
 from hpo_core.status import RUNNING, ExperimentCondition, Tally, Verdict, judge, katib_status
 from hpo_core.store import ExperimentStore, list_experiments, trial_from_json, trial_to_json
@@ -178,7 +179,7 @@ def trials(arguments: argparse.Namespace) -> int:
     if arguments.output == "csv":
         print(reporting.trials_csv(experiment, found), end="")
     elif arguments.output == "json":
-        print(reporting.trials_json(experiment, found))
+        print(reporting.trials_json(experiment, found), end="")
     elif arguments.output == "records":
         print(json.dumps([trial_to_json(trial) for trial in found], indent=1))
     else:
@@ -198,7 +199,7 @@ def report(arguments: argparse.Namespace) -> int:
     """Write the report."""
     store, _ = _store(arguments)
     experiment, found = store.load(), store.trials()
-    page = reporting.html(experiment, found, _verdict(store, experiment, found))
+    page = report_page(store, experiment, found, _verdict(store, experiment, found))
     try:
         Path(arguments.output).write_text(page, encoding="utf-8")
     except OSError as error:

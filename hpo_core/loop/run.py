@@ -1,33 +1,27 @@
-"""The only loop and the only clock of decisions: from events to records to new trials, and the retraining.
+"""One experiment being run: from events to records to new trials.
 
 A turn takes all events that are there, records the trials that ended, asks for as many, records them as created and
-only then submits them. So a process that is killed at any instant loses no trial and starts none twice: what is
-recorded and not running is submitted again under the same name, which a launcher takes as the same workload.
+only then submits them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from datetime import datetime
+from typing import ParamSpec, TypeVar
 
 from hpo_core.errors import TransientError
 from hpo_core.experiment import Experiment
-from hpo_core.launch import Event, Exited, Job, Launcher, Output, Started
-from hpo_core.manifest import PHASE_RETRAIN, PHASE_TRIAL, render
-from hpo_core.metrics import MetricsReader
-from hpo_core.outcome import LogKeeper, explain_exit, is_success, trial_verdict
+from hpo_core.launch import Event, Exited, Launcher, Output, Started
+from hpo_core.loop.clock import Clock, SystemClock, time_text
+from hpo_core.loop.workload import Follower, make_job
+from hpo_core.outcome import trial_verdict
 from hpo_core.search import Search
-from hpo_core.space import Values
 from hpo_core.status import SUSPENDED, Progress, Tally, Verdict, judge, progress, wanted
 from hpo_core.store import STOP, ExperimentStore
-from hpo_core.trial import StopRequest, Trial, TrialCondition, create_trial, retrain_name
+from hpo_core.trial import StopRequest, Trial, TrialCondition, create_trial
 
 TURN_S = 0.2
 """Longest sleep of a turn: how late a request of this process to stop may be seen."""
@@ -40,38 +34,6 @@ _SUSPEND = StopRequest(TrialCondition.CREATED, "Suspended", "the experiment was 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-class Clock(Protocol):
-    """Where the loop's times come from."""
-
-    def now(self) -> str:
-        """Return the time for records, RFC 3339 in UTC."""
-        ...
-
-    def monotonic(self) -> float:
-        """Return seconds that only ever grow."""
-        ...
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-        ...
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def now(self) -> str:
-        """See `Clock.now`; to the millisecond."""
-        return _time(time.time())
-
-    def monotonic(self) -> float:
-        """See `Clock.monotonic`."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """See `Clock.sleep`."""
-        time.sleep(seconds)
 
 
 @dataclass(frozen=True)
@@ -92,22 +54,6 @@ class Followed:
     label: str
     log: bytes
     metrics: str
-
-
-class _Follower:
-    """What is gathered from one workload's output."""
-
-    def __init__(self, experiment: Experiment, *, every_metric: bool = False) -> None:
-        names = () if every_metric else experiment.objective.metric_names
-        self.reader = MetricsReader(names, experiment.metric_filters)
-        self.log = LogKeeper()
-
-    def feed(self, output: Output) -> None:
-        self.reader.feed(output.data, missing=output.missing)
-        self.log.feed(output.data, missing=output.missing)
-
-    def metric_lines(self) -> str:
-        return "".join(point.to_json() + "\n" for point in self.reader.points)
 
 
 class Run:
@@ -139,7 +85,7 @@ class Run:
         self._clock = clock or SystemClock()
         self._should_stop = should_stop
         self._patience_s = patience_s
-        self._followers: dict[str, _Follower] = {}
+        self._followers: dict[str, Follower] = {}
         self._numbers: dict[str, int] = {}
         self._exhausted = self._suspending = False
         self._inbox_at = 0.0
@@ -243,14 +189,14 @@ class Run:
             follower.feed(event)
             return False
         if isinstance(event, Started):
-            running = trial.run(_time(event.at) or self._clock.now())
+            running = trial.run(time_text(event.at) or self._clock.now())
             self._change(running)
             self._try(self._store.record, running)
             return True
         self._conclude(trial, event, follower)
         return True
 
-    def _conclude(self, trial: Trial, exited: Exited, follower: _Follower) -> None:
+    def _conclude(self, trial: Trial, exited: Exited, follower: Follower) -> None:
         """Record how an attempt ended: as the trial's end, or as the reason for its next attempt."""
         follower.reader.close()
         del self._followers[trial.name], self._numbers[trial.name]
@@ -259,7 +205,7 @@ class Run:
             self._retry(trial, outcome)
             return
         verdict = trial_verdict(self.experiment, trial, exited, follower.reader)
-        now = _time(exited.at) or self._clock.now()
+        now = time_text(exited.at) or self._clock.now()
         ended = trial.finish(verdict, finished_seq=self._finished + 1, log_cursor=follower.log.size, now=now)
         label = f"{trial.number:05d}"
         previous = self.tally.best
@@ -327,7 +273,7 @@ class Run:
     def _submit(self, trial: Trial) -> None:
         job = make_job(self.experiment, trial.assignments, trial.name)
         self._try(self._launcher.submit, job)
-        self._followers[trial.name] = _Follower(self.experiment)
+        self._followers[trial.name] = Follower(self.experiment)
         self._numbers[trial.name] = trial.number
         if trial.stop_requested is not None and trial.stop_requested.condition.is_terminal:
             self._launcher.stop(trial.name)  # a crash came between its record and this
@@ -383,124 +329,6 @@ def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None)
     return job.snapshot()
 
 
-def make_job(experiment: Experiment, values: Values, name: str, phase: str = PHASE_TRIAL) -> Job:
-    """Render a workload and say how it is to be run."""
-    spec = experiment.template.trial_spec.get("spec") or {}
-    deadline = experiment.settings.trial_deadline_s or spec.get("activeDeadlineSeconds")
-    if phase == PHASE_RETRAIN:
-        deadline = spec.get("activeDeadlineSeconds")  # a deadline for trials is none for the final model
-    return Job(
-        name=name,
-        manifest=render(experiment, values, name, phase=phase),
-        primary_container=experiment.template.primary_container_name,
-        deadline_s=float(deadline) if deadline else None,
-    )
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """The outcome of training the final model.
-
-    Attributes:
-        name: The workload's name.
-        assignments: The values that it was trained with.
-        succeeded: Whether it ended well.
-        reason: Why not, in one word; "" when it did.
-        message: The same in a sentence.
-        metrics: The last value of everything that it printed, by name.
-    """
-
-    name: str
-    assignments: Values
-    succeeded: bool
-    reason: str
-    message: str
-    metrics: Mapping[str, float]
-
-
-RETRAIN = "retrain"
-"""Label of the retraining's log and model in the store."""
-
-
-def retrain(
-    experiment: Experiment,
-    values: Values,
-    store: ExperimentStore,
-    launcher: Launcher,
-    *,
-    should_stop: Callable[[], bool] = lambda: False,
-    model_dir: Path | None = None,
-    show: Callable[[str], None] = lambda line: None,
-) -> Retraining:
-    """Run the template once more, in the retraining phase, and keep the model that it leaves.
-
-    Each call trains anew; a call after one that was killed follows that one's workload.
-
-    Args:
-        experiment: As accepted; the lease is held.
-        values: The assignment, by parameter name.
-        store: Where model, log and outcome go.
-        launcher: Runs it.
-        should_stop: Asked at every turn; true ends it.
-        model_dir: A folder that gets a copy of the model too.
-        show: Told every line with a metric.
-
-    Raises:
-        HpoError: Our own work failed.
-    """
-    before = json.loads(store.derived("retrain.json") or "{}")
-    count = before.get("count", 0) + (0 if before.get("running") else 1)
-    name = retrain_name(experiment, count)
-    store.save_derived("retrain.json", json.dumps({"count": count, "running": True, "name": name}))
-    follower = _Follower(experiment, every_metric=True)
-    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
-    exited = _await_exit(name, launcher, follower, should_stop, show)
-    store.save_printed(RETRAIN, follower.log.content(), follower.metric_lines(), final=True)
-    succeeded = is_success(exited)
-    if succeeded and exited.output_dir is not None:
-        store.delete_output(RETRAIN)
-        store.save_output(RETRAIN, exited.output_dir)
-        if model_dir is not None:
-            shutil.copytree(exited.output_dir, model_dir, dirs_exist_ok=True)
-    reason, message = ("", "") if succeeded else explain_exit(exited, follower.reader)
-    metrics = {metric: summary.latest for metric, summary in follower.reader.observation().metrics.items()}
-    done = Retraining(name, dict(values), succeeded, reason, message, metrics)
-    store.save_derived("retrain.json", json.dumps({"count": count, "running": False, **vars(done)}))
-    launcher.forget(name)
-    return done
-
-
-def _await_exit(
-    name: str,
-    launcher: Launcher,
-    follower: _Follower,
-    should_stop: Callable[[], bool],
-    show: Callable[[str], None],
-) -> Exited:
-    """Follow one workload to its end, whatever comes."""
-    stopped = False
-    while True:
-        if should_stop() and not stopped:
-            stopped = True
-            launcher.stop(name)
-        for event in launcher.events(TURN_S):
-            if isinstance(event, Output):
-                _feed_and_show(event, follower, show)
-            elif isinstance(event, Exited):
-                follower.reader.close()
-                return event
-
-
-def _feed_and_show(output: Output, follower: _Follower, show: Callable[[str], None]) -> None:
-    points = follower.reader.feed(output.data, missing=output.missing)
-    follower.log.feed(output.data, missing=output.missing)
-    by_line: dict[int, list[str]] = {}
-    for point in points:
-        by_line.setdefault(point.line, []).append(f"{point.name}={point.value:g}")
-    for texts in by_line.values():
-        show(" ".join(texts))
-
-
 def _retry_outcome(experiment: Experiment, trial: Trial, exited: Exited) -> str:
     """Tell why another attempt has to follow: `Interrupted` or `Lost`; "" when the attempt decides the trial."""
     request = trial.stop_requested
@@ -509,13 +337,6 @@ def _retry_outcome(experiment: Experiment, trial: Trial, exited: Exited) -> str:
     if exited.reason == "Stopped":
         return "Interrupted"
     return "Lost" if exited.reason == "Lost" and trial.losses + 1 < experiment.settings.max_attempts else ""
-
-
-def _time(at: float | None) -> str:
-    """A time in seconds since 1970 as RFC 3339 in UTC, to the millisecond; "" for None."""
-    if at is None:
-        return ""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _duration_s(trial: Trial) -> float:

@@ -1,0 +1,133 @@
+"""Training the final model: the template once more, in its own phase, followed to its end."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo_core.experiment import Experiment
+from hpo_core.launch import Exited, Launcher, Output
+from hpo_core.loop.run import TURN_S
+from hpo_core.loop.workload import Follower, make_job
+from hpo_core.manifest import PHASE_RETRAIN
+from hpo_core.outcome import explain_exit, is_success
+from hpo_core.space import Values
+from hpo_core.store import ExperimentStore
+from hpo_core.trial import retrain_name
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """The outcome of training the final model.
+
+    Attributes:
+        name: The workload's name.
+        assignments: The values that it was trained with.
+        succeeded: Whether it ended well.
+        reason: Why not, in one word; "" when it did.
+        message: The same in a sentence.
+        metrics: The last value of everything that it printed, by name; those that are finite.
+    """
+
+    name: str
+    assignments: Values
+    succeeded: bool
+    reason: str
+    message: str
+    metrics: Mapping[str, float]
+
+
+RETRAIN = "retrain"
+"""Label of the retraining's log and model in the store."""
+
+
+def retrain(
+    experiment: Experiment,
+    values: Values,
+    store: ExperimentStore,
+    launcher: Launcher,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    model_dir: Path | None = None,
+    show: Callable[[str], None] = lambda line: None,
+) -> Retraining:
+    """Run the template once more, in the retraining phase, and keep the model that it leaves.
+
+    Each call trains anew; a call after one that was killed follows that one's workload.
+
+    Args:
+        experiment: As accepted; the lease is held.
+        values: The assignment, by parameter name.
+        store: Where model, log and outcome go.
+        launcher: Runs it.
+        should_stop: Asked at every turn; true ends it.
+        model_dir: A folder that gets a copy of the model too.
+        show: Told every line with a metric.
+
+    Raises:
+        HpoError: Our own work failed.
+    """
+    before = json.loads(store.derived("retrain.json") or "{}")
+    count = before.get("count", 0) + (0 if before.get("running") else 1)
+    name = retrain_name(experiment, count)
+    store.save_derived("retrain.json", json.dumps({"count": count, "running": True, "name": name}))
+    follower = Follower(experiment, every_metric=True)
+    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
+    exited = _await_exit(name, launcher, follower, should_stop, show)
+    store.save_printed(RETRAIN, follower.log.content(), follower.metric_lines(), final=True)
+    succeeded = is_success(exited)
+    if succeeded and exited.output_dir is not None:
+        store.delete_output(RETRAIN)
+        store.save_output(RETRAIN, exited.output_dir)
+        if model_dir is not None:
+            shutil.copytree(exited.output_dir, model_dir, dirs_exist_ok=True)
+    reason, message = ("", "") if succeeded else explain_exit(exited, follower.reader)
+    done = Retraining(name, dict(values), succeeded, reason, message, _last_values(follower))
+    store.save_derived("retrain.json", json.dumps({"count": count, "running": False, **vars(done)}))
+    launcher.forget(name)
+    return done
+
+
+def _await_exit(
+    name: str,
+    launcher: Launcher,
+    follower: Follower,
+    should_stop: Callable[[], bool],
+    show: Callable[[str], None],
+) -> Exited:
+    """Follow one workload to its end, whatever comes; when our own work fails, it is ended too."""
+    failure: BaseException | None = None
+    stopped = False
+    while True:
+        if not stopped and (failure or should_stop()):
+            stopped = True
+            launcher.stop(name)
+        for event in launcher.events(TURN_S):
+            if isinstance(event, Exited):
+                follower.reader.close()
+                if failure is not None:
+                    raise failure
+                return event
+            if isinstance(event, Output):
+                try:
+                    _feed_and_show(event, follower, show)
+                except OSError as error:  # whoever was shown the lines has gone
+                    failure = error
+
+
+def _last_values(follower: Follower) -> dict[str, float]:
+    """The last value of each metric, where it is finite."""
+    latest = {name: told.latest for name, told in follower.reader.observation().metrics.items()}
+    return {name: value for name, value in latest.items() if math.isfinite(value)}
+
+
+def _feed_and_show(output: Output, follower: Follower, show: Callable[[str], None]) -> None:
+    by_line: dict[int, list[str]] = {}
+    for point in follower.feed(output):
+        by_line.setdefault(point.line, []).append(f"{point.name}={point.value:g}")
+    for texts in by_line.values():
+        show(" ".join(texts))
