@@ -27,7 +27,9 @@ class LogKeeper:
     def feed(self, data: bytes, *, missing: int = 0) -> None:
         """Take in a piece of output; `missing` bytes before it could not be had."""
         self.size += missing + len(data)
-        self._left_out += missing
+        if missing:  # the tail is what comes behind the last gap, so that it has none inside
+            self._left_out += missing + len(self._tail)
+            self._tail.clear()
         room = max(LOG_HEAD_BYTES - len(self._head), 0) if not self._left_out else 0
         self._head += data[:room]
         self._tail += data[room:]

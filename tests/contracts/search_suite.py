@@ -149,6 +149,12 @@ def simulate(
     return [*moments, Moment(ended, 2, search.ask(ended, 2))]
 
 
+def histories(moments: Sequence[Moment]) -> list[tuple[Trial, ...]]:
+    """What a run showed to its search, and every beginning of its ended trials."""
+    ended = moments[-1].trials
+    return [*(moment.trials for moment in moments), *(ended[:length] for length in range(len(ended)))]
+
+
 def as_trials(experiment: Experiment, before: Sequence[Trial], assignments: Sequence[Assignment]) -> list[Trial]:
     """The trials that the loop makes of an answer."""
     numbered = enumerate(assignments, len(before) + 1)

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from hpo_core.search import ALGORITHMS, next_number
+from hpo_core.search import ALGORITHMS, Suggestion, next_number
 from hpo_core.trial import MetricSummary, Observation, Trial, TrialCondition
 from tests.contracts import search_suite
-from tests.contracts.search_suite import ENDS, Case, Moment, as_trials, end, simulate
+from tests.contracts.search_suite import ENDS, Case, Moment, as_trials, end, histories, simulate
 
 CASES = search_suite.cases()
 
@@ -45,14 +45,14 @@ def test_an_answer_holds_at_most_what_was_asked_for(case: Case) -> None:
 @every_case
 def test_asking_for_several_is_asking_for_one_after_the_other(case: Case) -> None:
     """A kill between the records of one batch changes nothing."""
-    for moment in run(case):
-        whole = case.search().ask(moment.trials, 4)
-        search, trials, exhausted = case.search(), list(moment.trials), False
+    for history in histories(run(case)):
+        whole = case.search().ask(history, 4)
+        search, trials, exhausted = case.search(), list(history), False
         for _ in range(4):
             answer = search.ask(tuple(trials), 1)
             exhausted = answer.exhausted
             trials += as_trials(case.experiment, trials, answer.assignments)
-        one_by_one = [(trial.assignments, trial.labels) for trial in trials[len(moment.trials) :]]
+        one_by_one = [(trial.assignments, trial.labels) for trial in trials[len(history) :]]
         assert one_by_one == [(assignment.values, assignment.labels) for assignment in whole.assignments]
         assert exhausted == whole.exhausted
 
@@ -104,24 +104,21 @@ def test_the_shared_random_generator_is_neither_used_nor_changed(case: Case) -> 
 
 @every_case
 def test_asking_for_nothing_gives_nothing_and_tells_whether_it_is_exhausted(case: Case) -> None:
-    for moment in run(case):
-        answer = case.search().ask(moment.trials, 0)
+    for history in histories(run(case)):
+        answer = case.search().ask(history, 0)
         assert answer.assignments == ()
-        more = case.search().ask(moment.trials, 1)
+        more = case.search().ask(history, 1)
         assert answer.exhausted == (more.exhausted and not more.assignments)
 
 
 @every_case
 def test_an_exhausted_search_has_nothing_more_whatever_the_trials_gave(case: Case) -> None:
-    for moment in run(case):
-        if not moment.answer.exhausted:
-            continue
-        trials = [*moment.trials, *as_trials(case.experiment, moment.trials, moment.answer.assignments)]
-        for condition in ENDS:
-            events = random.Random(1)
-            ended = [t if t.condition.is_terminal else end(t, condition, events) for t in trials]
-            answer = case.search().ask(tuple(ended), 5)
-            assert (answer.assignments, answer.exhausted) == ((), True)
+    for history in histories(run(case)):
+        answer = case.search().ask(history, 2)
+        trials = [*history, *as_trials(case.experiment, history, answer.assignments)]
+        for condition in ENDS if answer.exhausted else ():
+            ended = [t if t.condition.is_terminal else end(t, condition, random.Random(1)) for t in trials]
+            assert case.search().ask(tuple(ended), 5) == Suggestion((), exhausted=True)
 
 
 @every_case
