@@ -43,9 +43,9 @@ def build(context: str, *, image: str = "", name: str = "", store: str = "") -> 
         BuildError: The folder or its Dockerfile cannot be built.
     """
     if image:
-        print(f"the trainer image is given: {image}", flush=True)
-        return image
-    built = images.build(Path(context), store_root=_place(store).objects.root, name=name)
+        print(f"the trainer image is given: {_as_given(image)}", flush=True)
+        return _as_given(image)
+    built = images.build(Path(_as_given(context)), store_root=_place(store).objects.root, name=name)
     for line in built.skipped:
         print(f"skipped {line}", flush=True)
     print(f"{'found' if built.already_built else 'built'} {built.reference}", flush=True)
@@ -59,7 +59,7 @@ def launch(experiment_yaml: str, *, image: str = "", namespace: str = "", run_id
         SpecError: The document cannot be run; every problem is listed.
         LaunchError: The tuner did not come up.
     """
-    draft = lint(experiment_yaml, image=image, namespace=namespace)
+    draft = lint(_as_given(experiment_yaml), image=_as_given(image), namespace=namespace)
     for warning in draft.findings.warnings:
         print(f"warning: {warning}", flush=True)
     handle = tuner.launch(draft.experiment(), _place(store), run_id=run_id)
@@ -112,7 +112,7 @@ def extract(handle: str, verdict: str) -> Best:
     """
     store, _ = _store(handle)
     experiment, trials = store.load(), store.trials()
-    given = json.loads(verdict)
+    given = json.loads(_as_given(verdict))
     row = best_row(report.trial_rows(experiment, trials))
     if given["condition"] != ExperimentCondition.SUCCEEDED or row is None or row.objective is None:
         raise LaunchError(_why_none(store, experiment, Verdict(**given)))
@@ -157,7 +157,7 @@ def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", stor
     Returns:
         What was done, in a sentence.
     """
-    experiment = lint(experiment_yaml, namespace=namespace).experiment()
+    experiment = lint(_as_given(experiment_yaml), namespace=namespace).experiment()
     experiment = experiment.renamed(run_id) if run_id else experiment
     records = _place(store).store(experiment.namespace, experiment.name)
     if not tuner.request_stop(records, by="cleanup_experiment"):
@@ -166,12 +166,21 @@ def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", stor
     return f"the experiment {experiment.name} was suspended"
 
 
+def _as_given(text: str) -> str:
+    """Return a step's input as the user gave it.
+
+    kfp's local runner puts the path of its interpreter in place of every `python3` in a step's whole command line, and
+    so in the values too: in a trial's command, an image's name, a folder's.
+    """
+    return text if "KUBERNETES_SERVICE_HOST" in os.environ else text.replace(sys.executable, "python3")
+
+
 def _place(store: str) -> Place:
-    return Place.of(store or os.environ.get("HPO_STORE", DEFAULT_STORE))
+    return Place.of(_as_given(store) or os.environ.get("HPO_STORE", DEFAULT_STORE))
 
 
 def _store(handle: str) -> tuple[ExperimentStore, Place]:
-    told = Handle.from_json(handle)
+    told = Handle.from_json(_as_given(handle))
     place = Place.of(told.store)
     return place.store(told.namespace, told.name), place
 
@@ -188,7 +197,7 @@ def _write(path: str, text: str) -> None:
 def _typed(experiment: Experiment, best_parameters: str) -> dict[str, Value]:
     """Read an assignment from JSON text; pipelines turn numbers into others, so the search space decides the types."""
     try:
-        given = json.loads(best_parameters)
+        given = json.loads(_as_given(best_parameters))
         return {p.name: p.parse(str(given[p.name])) for p in experiment.parameters}
     except (ValueError, KeyError, TypeError) as error:
         names = ", ".join(parameter.name for parameter in experiment.parameters)

@@ -31,6 +31,9 @@ def main() -> int:
     parser.add_argument("--store", default=os.environ.get("HPO_STORE", "./.hpo"), help="where records are kept")
     arguments = parser.parse_args()
     place = Place.of(arguments.store)
+    if "python3" in place.uri:
+        print(f"--store: kfp's local runner replaces `python3` in paths, got {place.uri}: choose another", file=sys.stderr)
+        return 2
     before = set(list_experiments(place.objects))
     try:
         text = read_text(arguments.experiment)
@@ -64,7 +67,7 @@ def _run_pipeline(text: str, trainer: str, store: str) -> str:
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(store) / ".pipeline"))
     try:
         tune_and_retrain(experiment_yaml=text, context=trainer, store=store)
-    except RuntimeError as error:  # what kfp raises when a step has failed; the step itself has said why
+    except (RuntimeError, ValueError) as error:  # what kfp raises when a step has failed; the step has said why
         return str(error)
     return ""
 

@@ -65,7 +65,7 @@ def test_the_pipelines_artifacts_are_there(tmp_path: Path) -> None:
     with start(folder, "0.05") as process:
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
-    (run,) = (tmp_path / ".hpo/.pipeline").iterdir()
+    (run,) = (folder.path / ".hpo/.pipeline").iterdir()
     assert (run / "wait-for-experiment/report").read_text().startswith("<!")
     assert (run / "wait-for-experiment/summary").read_text().startswith("#")
     assert (run / "retrain-final-model/model/model.txt").read_text().startswith("model of ")
@@ -74,6 +74,29 @@ def test_the_pipelines_artifacts_are_there(tmp_path: Path) -> None:
     assert told["artifacts"]["metrics"]["artifacts"][0]["metadata"] == {
         "loss": told["parameterValues"]["objective_value"]
     }
+
+
+def test_a_python3_in_what_the_user_gives_arrives_as_it_is(tmp_path: Path) -> None:
+    """kfp's local runner replaces the word in every value that it hands to a step."""
+    trainer = 'import os, sys\nopen(os.environ["HPO_OUTPUT_DIR"] + "/model.txt", "w").close()\nprint("loss=1")\n'
+    folder = user_folder(tmp_path, trainer)
+    file = folder.path / "small.yaml"
+    file.write_text(file.read_text().replace('"sh"', '"python3"'))
+    with start(folder, "0") as process:
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    (name,) = (path.name for path in (folder.path / ".hpo/default").iterdir())
+    recorded = (folder.path / ".hpo/default" / name / "experiment.yaml").read_text()
+    assert "- python3\n" in recorded
+    assert sys.executable not in recorded
+
+
+def test_a_store_whose_path_the_runner_would_change_is_refused_in_words(tmp_path: Path) -> None:
+    folder = user_folder(tmp_path / "my-python3")
+    with start(folder, "0") as process:
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--store: kfp's local runner replaces `python3` in paths" in printed
 
 
 def test_ctrl_c_on_the_pipeline_suspends_and_leaves_no_process(tmp_path: Path) -> None:
@@ -93,5 +116,5 @@ def test_an_experiment_without_a_result_has_its_report_and_fails_with_the_reason
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 3, printed
     assert "exit code 7; last lines: cannot train" in printed
-    (run,) = (tmp_path / ".hpo/.pipeline").iterdir()
+    (run,) = (folder.path / ".hpo/.pipeline").iterdir()
     assert (run / "wait-for-experiment/report").exists()
