@@ -32,7 +32,8 @@ def main() -> int:
     arguments = parser.parse_args()
     place = Place.of(arguments.store)
     if "python3" in place.uri:
-        print(f"--store: kfp's local runner replaces `python3` in paths, got {place.uri}: choose another", file=sys.stderr)
+        message = f"--store: kfp's local runner replaces `python3` in paths, got {place.uri}: choose another"
+        print(message, file=sys.stderr)
         return 2
     before = set(list_experiments(place.objects))
     try:

@@ -76,7 +76,7 @@ def test_the_pipelines_artifacts_are_there(tmp_path: Path) -> None:
     }
 
 
-def test_a_python3_in_what_the_user_gives_arrives_as_it_is(tmp_path: Path) -> None:
+def test_a_command_of_the_user_arrives_as_it_was_written(tmp_path: Path) -> None:
     """kfp's local runner replaces the word in every value that it hands to a step."""
     trainer = 'import os, sys\nopen(os.environ["HPO_OUTPUT_DIR"] + "/model.txt", "w").close()\nprint("loss=1")\n'
     folder = user_folder(tmp_path, trainer)
