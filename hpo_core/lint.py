@@ -11,7 +11,7 @@ from pathlib import Path
 from hpo_core import metrics, search
 from hpo_core.errors import Problem, SpecError
 from hpo_core.experiment import Draft, Experiment, read_draft
-from hpo_core.launch import local
+from hpo_core.launch import command
 
 BACKENDS = ("auto", "local")
 """Where trials can run; `auto` is the one that fits the place."""
@@ -34,7 +34,7 @@ def lint(text: str, *, image: str = "", namespace: str = "") -> Draft:
     draft = read_draft(text, image=image, namespace=namespace)
     search.check(draft)
     metrics.check(draft)
-    local.check(draft)
+    command.check(draft)
     return draft
 
 

@@ -45,7 +45,7 @@ spec:
 
 
 def run_twelve(folder: Path) -> None:
-    """Print wall ÷ ideal, with and without the command's start, and the gap between a trial's exit and the next fork."""
+    """Print wall ÷ ideal, with and without the command's start, and the gap between an exit and the next fork."""
     file = folder / "experiment.yaml"
     file.write_text(EXPERIMENT)
     command = [sys.executable, "-m", "hpo_core.cli", "run", str(file), "--store", str(folder / "store")]
@@ -81,10 +81,10 @@ def measure_supervisor(folder: Path, count: int = 20) -> None:
         facts = dict(line.split("=") for line in (place / "exit").read_text().split())
         delays_ms.append((float(facts["started"]) - spawned) * 1000)
     print(f"supervisor: spawn to fork median {statistics.median(delays_ms):.1f} ms, worst {max(delays_ms):.1f} ms")
-    print(f"supervisor: resident at most {max(sizes_mb):.1f} MiB, the bare interpreter {_bare_interpreter_mb():.1f} MiB")
+    print(f"supervisor: resident at most {max(sizes_mb):.1f} MiB, the interpreter alone {_interpreter_mb():.1f} MiB")
 
 
-def _bare_interpreter_mb() -> float:
+def _interpreter_mb() -> float:
     code = "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
     out = subprocess.run([sys.executable, "-S", "-E", "-c", code], capture_output=True, text=True, check=True).stdout
     return int(out) / 1024

@@ -31,7 +31,8 @@ DOORS = {
     "torch": ("trainers/",),
     "sklearn": ("trainers/",),
 }
-MODULES = sorted(path for folder in ("hpo_core", "components", "pipelines", "trainers") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("hpo_core", "components", "pipelines", "trainers")
+MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[str]:
