@@ -113,6 +113,9 @@ def _add_tuner_commands(adder: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _add_result_commands(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _command(
+        adder, "algorithms", commands.algorithms, "list the search algorithms and their settings", "hpo algorithms"
+    )
     listing = _command(adder, "list", commands.list_all, "list the experiments of a store", "hpo list --store ./.hpo")
     _add_place(listing)
     status = _command(

@@ -68,6 +68,13 @@ def suggest(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def algorithms(arguments: argparse.Namespace) -> int:  # noqa: ARG001  every command has the same signature
+    """Print every algorithm with its settings, as Markdown."""
+    for name in search.ALGORITHMS:
+        print(f"## {name}\n\n{search.describe(name)}")
+    return 0
+
+
 def build(arguments: argparse.Namespace) -> int:
     """Build the trainer image; its reference alone goes to stdout."""
     from hpo_core import images  # a Dockerfile's grammar is dear to import, and no other command needs it

@@ -98,10 +98,10 @@ class LogTail:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._position = 0
+        self._missing = 0
 
     def read(self) -> Iterator[tuple[bytes, int]]:
         """Yield the new pieces in order, each with the number of bytes before it that are gone."""
-        missing = 0
         while True:
             data = self._piece()
             if not data:
@@ -110,12 +110,12 @@ class LogTail:
                     return
                 data = self._piece()  # once more, for now that the next segment is there this one grows no longer
                 if not data:
-                    missing += following * SEGMENT_BYTES - self._position
+                    self._missing += following * SEGMENT_BYTES - self._position
                     self._position = following * SEGMENT_BYTES
                     continue
             self._position += len(data)
+            missing, self._missing = self._missing, 0
             yield data, missing
-            missing = 0
 
     def _piece(self) -> bytes:
         """What comes next in its segment; empty when nothing does yet, or the segment is gone."""

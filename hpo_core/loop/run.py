@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
-from hpo_core.errors import TransientError
+from hpo_core.errors import AlgorithmError, TransientError
 from hpo_core.experiment import Experiment
 from hpo_core.launch import Event, Exited, Launcher, Output, Started
 from hpo_core.loop.clock import Clock, SystemClock, time_text
@@ -260,6 +260,9 @@ class Run:
             return False
         suggestion = self._search.ask(self.trials, count)
         self._exhausted = suggestion.exhausted
+        if not suggestion.assignments and not suggestion.exhausted and not self._followers:
+            name = self.experiment.algorithm.name
+            raise AlgorithmError(f"the algorithm {name!r} suggests nothing and waits for nothing; please report this")
         created = []
         for number, assignment in enumerate(suggestion.assignments, len(self.trials) + 1):
             trial = create_trial(self.experiment, number, assignment, asked_after=self._finished, now=self._clock.now())

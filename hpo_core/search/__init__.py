@@ -5,7 +5,7 @@ an algorithm by its name; each further file is one algorithm. Nothing here start
 """
 
 from hpo_core.search.protocol import Search, Suggestion, next_number
-from hpo_core.search.registry import ALGORITHMS, Algorithm, check, load_algorithm, make_search
+from hpo_core.search.registry import ALGORITHMS, Algorithm, check, describe, load_algorithm, make_search
 
 __all__ = [
     "ALGORITHMS",
@@ -13,6 +13,7 @@ __all__ = [
     "Search",
     "Suggestion",
     "check",
+    "describe",
     "load_algorithm",
     "make_search",
     "next_number",

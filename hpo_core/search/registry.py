@@ -15,7 +15,7 @@ from hpo_core.errors import SpecError
 from hpo_core.experiment import Draft, Experiment, Findings
 from hpo_core.experiment.document import near_miss
 from hpo_core.search.protocol import Search
-from hpo_core.search.settings import read_settings
+from hpo_core.search.settings import read_settings, settings_table
 
 S = TypeVar("S")
 
@@ -60,6 +60,16 @@ def load_algorithm(name: str) -> Algorithm[Any]:
     """
     algorithm: Algorithm[Any] = importlib.import_module(ALGORITHMS[name]).ALGORITHM
     return algorithm
+
+
+def describe(name: str) -> str:
+    """Describe an algorithm for users, in Markdown: the first line of its module, and its settings.
+
+    Raises:
+        KeyError: `ALGORITHMS` has no such name.
+    """
+    about = (importlib.import_module(ALGORITHMS[name]).__doc__ or "").partition("\n")[0]
+    return f"{about}\n\n{settings_table(load_algorithm(name).settings)}"
 
 
 def make_search(experiment: Experiment) -> Search:

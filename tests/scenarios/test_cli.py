@@ -135,6 +135,13 @@ def test_results_can_be_had_as_json_csv_and_page(finished: Folder) -> None:
     assert "started small-" in finished.hpo("logs", "small", "3").stdout
 
 
+def test_algorithms_are_listed_with_their_settings(tmp_path: Path) -> None:
+    listed = Folder.make(tmp_path).hpo("algorithms").stdout
+    assert "## grid\n" in listed
+    assert "## random\n" in listed
+    assert "| `random_state` |" in listed
+
+
 def test_list_tells_what_there_is(finished: Folder) -> None:
     assert "4/4 trials done" in finished.hpo("list").stdout
 

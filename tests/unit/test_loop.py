@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from hpo_core import loop
-from hpo_core.errors import Conflict, TransientError
+from hpo_core.errors import AlgorithmError, Conflict, TransientError
 from hpo_core.experiment import Experiment
 from hpo_core.launch import Job
 from hpo_core.objects import MemoryStore
-from hpo_core.search import make_search
+from hpo_core.search import Suggestion, make_search
 from hpo_core.status import ExperimentCondition, Tally
 from hpo_core.store import STOP, ExperimentStore, Request
 from hpo_core.trial import Trial, TrialCondition
@@ -256,6 +256,20 @@ def test_a_search_with_nothing_more_to_suggest_ends_the_experiment() -> None:
     final = loop.run(here.run())
     assert final.verdict.reason == "ExperimentSuggestionEndReached"
     assert [trial.assignments["lr"] for trial in here.trials()] == [0.1, 0.2, 0.3]
+
+
+class Silent:
+    """A search that breaks its promise: it never suggests anything, and never says that it is done."""
+
+    def ask(self, trials: Sequence[Trial], count: int) -> Suggestion:  # noqa: ARG002  the protocol's
+        return Suggestion()
+
+
+def test_a_search_that_stands_still_is_an_error_and_no_endless_wait() -> None:
+    here = world()
+    run = loop.Run(here.experiment, here.store, ScriptedLauncher(here.machine), Silent(), clock=ManualClock())
+    with pytest.raises(AlgorithmError, match="suggests nothing and waits for nothing"):
+        loop.run(run)
 
 
 class Unreliable:
