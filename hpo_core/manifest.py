@@ -121,7 +121,6 @@ def _replace(text: str, texts: Mapping[str, str], *, expanded: bool) -> str:
 
 
 def _add_environment(container: dict[str, Any], environment: Mapping[str, str]) -> None:
-    given = container.get("env") or []
-    names = {item.get("name") for item in given}
-    added = [{"name": name, "value": value} for name, value in environment.items() if name not in names]
-    container["env"] = [*given, *added]
+    """Set variables, above the template's own: a trial is known by them."""
+    given = [item for item in container.get("env") or [] if item.get("name") not in environment]
+    container["env"] = [*given, *({"name": name, "value": value} for name, value in environment.items())]

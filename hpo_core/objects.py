@@ -172,11 +172,11 @@ class DirectoryStore:
     def _write_new(self, path: Path, data: bytes | Path) -> str:
         """Write a file in a folder that may have to be made, or may vanish at this instant because it was empty."""
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 return _write(path, data)
             except FileNotFoundError:
-                if path.parent.exists():
+                if isinstance(data, Path) and not data.exists():
                     raise
 
     def _publish(self, temporary: Path, path: Path, key: str, expect: str | None) -> None:

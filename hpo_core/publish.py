@@ -15,9 +15,8 @@ from dataclasses import asdict
 from typing import Any
 
 from hpo_core import report
-from hpo_core.errors import HpoError
 from hpo_core.experiment import Experiment
-from hpo_core.loop import RETRAIN, Clock, Run, Snapshot
+from hpo_core.loop import RECORD, RETRAIN, Clock, Run, Snapshot
 from hpo_core.status import Verdict, katib_status
 from hpo_core.store import ExperimentStore
 from hpo_core.trial import Trial
@@ -81,7 +80,7 @@ class Publisher:
             for followed in snapshot.followed:
                 self._store.save_printed(followed.label, followed.log, followed.metrics, final=False)
             write_status(self._store, snapshot, now=self._clock.now())
-        except HpoError as error:
+        except Exception as error:  # noqa: BLE001  what is derived can be made again, and must not end the run
             _log.warning("publish.failed experiment=%s reason=%s", snapshot.experiment.name, error)
 
 
@@ -104,9 +103,9 @@ def write_status(store: ExperimentStore, snapshot: Snapshot, *, now: str) -> Non
 
 def report_page(store: ExperimentStore, experiment: Experiment, trials: Sequence[Trial], verdict: Verdict) -> str:
     """Make the report, with the final model where one was trained."""
-    told = json.loads(store.derived("retrain.json") or "{}")
+    told = store.derived_json(RECORD)
     retrained = None
-    if "succeeded" in told:
+    if told.keys() >= {"succeeded", "reason", "message", "metrics"}:
         keys = store.outputs(RETRAIN)
         folder = f"{keys[0].partition(f'/{RETRAIN}/')[0]}/{RETRAIN}" if keys else ""
         condition = "Succeeded" if told["succeeded"] else told["reason"]

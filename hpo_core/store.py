@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import logging
 import math
 import secrets
 import threading
@@ -27,7 +28,6 @@ from typing import Any
 
 from hpo_core.errors import Conflict, NotFound, Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment, dump_yaml, read_draft
-from hpo_core.experiment.model import BUDGET_FIELDS
 from hpo_core.objects import ABSENT, ObjectStore
 from hpo_core.trial import (
     SCHEMA_VERSION,
@@ -40,7 +40,11 @@ from hpo_core.trial import (
 )
 
 STOP = "stop"
-"""The request to suspend the experiment."""
+"""The request to suspend the experiment, or to end its retraining."""
+TUNING, RETRAINING = "tuning", "retraining"
+"""What the holder of the lease is doing."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class ExperimentStore:
         if recorded.spec_hash != experiment.spec_hash:
             raise SpecError([Problem("spec", _difference(recorded, experiment))])
         accepted = experiment.accepted(recorded.uid, recorded.created)
-        if _budgets(recorded) != _budgets(experiment):
+        if recorded.budgets != experiment.budgets:
             self._put("experiment.yaml", _experiment_text(accepted))
         return accepted
 
@@ -186,9 +190,23 @@ class ExperimentStore:
     def derived(self, name: str) -> str | None:
         """Return a derived document; None when it has not been written."""
         try:
-            return self.objects.get(self._prefix + name).data.decode()
+            return self.objects.get(self._prefix + name).data.decode(errors="replace")
         except NotFound:
             return None
+
+    def derived_json(self, name: str) -> dict[str, Any]:
+        """Return a derived document that is a JSON object; empty when it has not been written, or cannot be read."""
+        text = self.derived(name)
+        if text is None:
+            return {}
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            _log.warning("derived.unreadable name=%s experiment=%s", name, self.name)
+            return {}
+        return found
 
     def send(self, request: Request) -> None:
         """Ask something of the writer, who looks once a second."""
@@ -199,9 +217,14 @@ class ExperimentStore:
         """Return what others asked for, the oldest first; empty when nobody did."""
         found = []
         for key in self.objects.list(self._prefix + "requests/"):
-            with contextlib.suppress(NotFound):
+            try:
                 body = json.loads(self.objects.get(key).data)
-                found.append(Request(body["kind"], body.get("by", ""), key))
+                found.append(Request(str(body["kind"]), str(body.get("by", "")), key))
+            except NotFound:
+                continue
+            except (ValueError, KeyError, TypeError, AttributeError):
+                _log.warning("request.unreadable key=%s", key)
+                self.objects.delete(key)
         return found
 
     def consume(self, request: Request) -> None:
@@ -236,12 +259,13 @@ class ExperimentStore:
 
     def holder(self) -> dict[str, Any]:
         """Return who the writer is, or was; empty when there was none."""
-        text = self.derived("lease")
-        return dict(json.loads(text)) if text else {}
+        return self.derived_json("lease")
 
     def _describe_holder(self) -> str:
         holder = self.holder()
-        return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}; `hpo stop {self.name}` stops it"
+        doing = "retraining in " if holder.get("purpose") == RETRAINING else ""
+        who = f"{doing}process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        return f"{who}; `hpo stop {self.name}` stops it"
 
     def _put(self, name: str, text: str, *, expect: str | None = None) -> None:
         self.objects.put(self._prefix + name, text.encode(), expect=expect)
@@ -288,6 +312,8 @@ def trial_from_json(record: Mapping[str, Any]) -> Trial:
                 for metric, told in values["observation"].items()
             }
         )
+    if not isinstance(values["number"], int) or not isinstance(values["assignments"], dict):
+        raise TypeError("number must be a whole number and assignments an object")
     return Trial(**values)
 
 
@@ -297,10 +323,6 @@ def _experiment_text(experiment: Experiment) -> str:
     identity = {"name": experiment.name, "namespace": experiment.namespace}
     document["metadata"] = {**identity, "uid": experiment.uid, "creationTimestamp": experiment.created, **kept}
     return dump_yaml(document)
-
-
-def _budgets(experiment: Experiment) -> list[Any]:
-    return [experiment.document["spec"].get(field) for field in BUDGET_FIELDS]
 
 
 def _difference(recorded: Experiment, given: Experiment) -> str:

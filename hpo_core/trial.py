@@ -167,6 +167,11 @@ class Trial:
         self._check_open()
         return self if self.stop_requested else replace(self, stop_requested=request)
 
+    def resume(self) -> Trial:
+        """Return the trial as a new tuner takes it over: the wish only to interrupt it was the earlier tuner's."""
+        request = self.stop_requested
+        return replace(self, stop_requested=None) if request and not request.condition.is_terminal else self
+
     def retry(self, experiment: Experiment, outcome: str) -> Trial:
         """Return the trial with a next attempt, after the current one was `Interrupted` or `Lost`."""
         self._check_open()

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,13 +26,14 @@ from typing import Any
 from hpo_core import images, loop
 from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment, dump_yaml
+from hpo_core.launch.command import grace_s
 from hpo_core.launch.local import LocalLauncher
 from hpo_core.lint import lint
 from hpo_core.objects import DirectoryStore, open_objects
 from hpo_core.publish import Publisher, report_page
 from hpo_core.search import make_search
 from hpo_core.status import ExperimentCondition, Progress, Verdict
-from hpo_core.store import STOP, ExperimentStore, Request
+from hpo_core.store import RETRAINING, STOP, TUNING, ExperimentStore, Request
 
 POLL_S = 0.1
 """How often a waiting process looks: for its own end, and through the store for the tuner's."""
@@ -178,8 +180,7 @@ def run_experiment(
     images.find_local_image(experiment.template.primary_image, place.images_root)
     clock = loop.SystemClock()
     store = place.store(experiment.namespace, experiment.name)
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": clock.now()}
-    with store.lease(owner), Publisher(store, clock) as publisher:
+    with store.lease(_owner(TUNING)), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
         there = launched_place(store, place)
         store.save_derived("launch.json", json.dumps({"directory": there.directory}))
@@ -294,12 +295,17 @@ def request_stop(store: ExperimentStore, by: str) -> bool:
     return True
 
 
-def wait_for_stop(store: ExperimentStore, timeout_s: float = 60.0) -> Waited | None:
+def wait_for_stop(store: ExperimentStore, margin_s: float = 60.0) -> Waited | None:
     """Wait until the tuner that was asked to stop has gone.
+
+    Args:
+        store: The experiment's records.
+        margin_s: Seconds that it may take beyond the grace that its trials get.
 
     Raises:
         LaunchError: It is still there after that time.
     """
+    timeout_s = grace_s(store.load().template.trial_spec) + margin_s
     until = time.monotonic() + timeout_s
     while store.is_held():
         if time.monotonic() >= until:
@@ -310,13 +316,13 @@ def wait_for_stop(store: ExperimentStore, timeout_s: float = 60.0) -> Waited | N
 
 def read_status(store: ExperimentStore) -> Waited | None:
     """Return what the tuner published last; None when it has not yet."""
-    text = store.derived("status.json")
-    if text is None:
+    published = store.derived_json("status.json")
+    try:
+        verdict = published["verdict"]
+        condition = ExperimentCondition(verdict["condition"])
+        return Waited(Verdict(**{**verdict, "condition": condition}), Progress(**published["progress"]))
+    except (KeyError, TypeError, ValueError):
         return None
-    published = json.loads(text)
-    verdict = published["verdict"]
-    condition = ExperimentCondition(verdict["condition"])
-    return Waited(Verdict(**{**verdict, "condition": condition}), Progress(**published["progress"]))
 
 
 def retrain(
@@ -335,14 +341,24 @@ def retrain(
     """
     experiment = store.load()
     there = launched_place(store, place)
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": loop.SystemClock().now()}
-    with store.lease(owner):
+    requests_at = 0.0
+
+    def stop_asked() -> bool:
+        nonlocal requests_at
+        if should_stop():
+            return True
+        if time.monotonic() < requests_at:
+            return False
+        requests_at = time.monotonic() + loop.INBOX_S
+        return any(request.kind == STOP for request in store.requests())
+
+    with store.lease(_owner(RETRAINING)):
         done = loop.retrain(
             experiment,
             values,
             store,
             there.launcher(experiment, parallel=1),
-            should_stop=should_stop,
+            should_stop=stop_asked,
             model_dir=model_dir,
             show=show,
         )
@@ -352,30 +368,37 @@ def retrain(
     return done
 
 
+def _owner(purpose: str) -> dict[str, Any]:
+    """What the holder of a lease tells of itself."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": loop.SystemClock().now(), "purpose": purpose}
+
+
 def launched_place(store: ExperimentStore, place: Place) -> Place:
     """Return the place with the directory that the experiment was first launched in, if that is still there."""
-    directory = json.loads(store.derived("launch.json") or "{}").get("directory", "")
-    return Place(place.uri, directory) if Path(directory).is_dir() and directory else place
+    directory = store.derived_json("launch.json").get("directory")
+    return Place(place.uri, directory) if isinstance(directory, str) and Path(directory).is_dir() else place
 
 
 def _start_tuner(experiment: Experiment, place: Place) -> None:
     """Start a tuner process, unless one runs this very experiment, and wait for its word."""
     store = place.store(experiment.namespace, experiment.name)
     log = place.tuner_log(experiment.namespace, experiment.name)
+    order = {"document": dump_yaml(experiment.document), "place": asdict(place), "namespace": experiment.namespace}
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as errors:
+        with log.open("ab") as errors, tempfile.TemporaryFile() as told:
+            told.write(json.dumps(order).encode())
+            told.seek(0)
             process = subprocess.Popen(
                 [sys.executable, "-m", "hpo_core.tuner"],
-                stdin=subprocess.PIPE,
+                stdin=told,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
             )
     except OSError as error:
-        raise StoreError(f"cannot write {log}: {error.strerror}; choose another --store or mend this") from error
-    order = {"document": dump_yaml(experiment.document), "place": asdict(place), "namespace": experiment.namespace}
-    answer = _ask(process, json.dumps(order).encode())
+        raise StoreError(f"cannot start a tuner that logs to {log}: {error.strerror}; mend this") from error
+    answer = _answer_of(process)
     if "ready" in answer:
         return
     if answer.get("kind") == "Conflict" and _runs_the_same(store, experiment):
@@ -388,24 +411,25 @@ def _start_tuner(experiment: Experiment, place: Place) -> None:
     raise LaunchError(f"the tuner of {experiment.name!r} did not start: {said}")
 
 
-def _ask(process: subprocess.Popen[bytes], order: bytes) -> dict[str, Any]:
-    """Give a new tuner its order; returns its one line, empty when it died or said nothing in time."""
-    assert process.stdin is not None
+def _answer_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Wait for a new tuner's one line; empty when it died, or said nothing in time, which ends it."""
     assert process.stdout is not None
-    with process.stdout, contextlib.suppress(BrokenPipeError):
-        with process.stdin:
-            process.stdin.write(order)
+    with process.stdout:
         ready, _, _ = select.select([process.stdout], [], [], READY_S)
-        line = process.stdout.readline() if ready else b""
+        if not ready:
+            process.kill()
+            process.wait()
+            return {}
         with contextlib.suppress(ValueError):
-            answer = json.loads(line)
+            answer = json.loads(process.stdout.readline())
             return answer if isinstance(answer, dict) else {}
     return {}
 
 
 def _runs_the_same(store: ExperimentStore, experiment: Experiment) -> bool:
+    """Tell whether the holder of the lease tunes this very experiment, with these budgets."""
     try:
-        return store.load().spec_hash == experiment.spec_hash
+        return store.holder().get("purpose") == TUNING and store.load().same_request(experiment)
     except NotFound:
         return False
 

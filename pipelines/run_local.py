@@ -7,17 +7,19 @@ records, after kfp's own output.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from hpo_core.cli import show
 from hpo_core.errors import HpoError
+from hpo_core.launch.supervisor import descendants
 from hpo_core.lint import lint, read_text
 from hpo_core.store import ExperimentStore, list_experiments
 from hpo_core.tuner import Interruption, Place, read_status, request_stop, wait_for_stop
@@ -47,12 +49,14 @@ def main() -> int:
         found = sorted(set(list_experiments(place.objects)) - before)
         return [place.store(namespace, name) for namespace, name in found]
 
+    done = threading.Event()
     with Interruption() as interruption:
-        watch = threading.Thread(target=_stop_when_asked, args=(interruption, launched), daemon=True)
+        watch = threading.Thread(target=_stop_when_asked, args=(interruption, launched, done), daemon=True)
         watch.start()
         failure = _run_pipeline(text, str(Path(arguments.trainer).absolute()), place.uri)
+        done.set()
+        watch.join()
         if interruption.requested:
-            watch.join()
             return _leave(launched(), place)
     return _show(launched(), place, failure)
 
@@ -73,20 +77,32 @@ def _run_pipeline(text: str, trainer: str, store: str) -> str:
     return ""
 
 
-def _stop_when_asked(interruption: Interruption, launched: Callable[[], list[ExperimentStore]]) -> None:
-    """Hand an interruption on: kfp passes no signal to its steps, and whoever sends one may mean this process alone."""
-    while not interruption.requested:
-        time.sleep(0.1)
-    for store in launched():
-        request_stop(store, by="run_local")
+def _stop_when_asked(
+    interruption: Interruption, launched: Callable[[], list[ExperimentStore]], done: threading.Event
+) -> None:
+    """Hand an interruption on, again and again until the pipeline has ended.
+
+    kfp passes no signal to its steps, and whoever sends one may mean this process alone, not its group as a terminal.
+    """
+    while not done.wait(0.1):
+        if not interruption.requested:
+            continue
+        for store in launched():
+            request_stop(store, by="run_local")
+        for pid in descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(pid) == os.getsid(0):  # a step; tuners and supervisors have sessions of their own
+                    os.kill(pid, signal.SIGTERM)
 
 
 def _leave(stores: list[ExperimentStore], place: Place) -> int:
     """After an interruption: wait until nothing runs any more, and say how to go on."""
     print("\n\ninterrupted")
     for store in stores:
-        wait_for_stop(store)
-        print(f"the experiment {store.name} is suspended, nothing of it is left running; to go on:")
+        request_stop(store, by="run_local")
+        seen = wait_for_stop(store)
+        stands = seen.verdict.message if seen else "it had not begun"
+        print(f"{store.name}: {stands}; nothing of it is left running. To go on:")
         document = place.objects.root / store.namespace / store.name / "experiment.yaml"
         print(f"{_command()} run {document} --store {place.uri}")
     return 130

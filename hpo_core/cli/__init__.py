@@ -67,6 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        # Files of the user and records have their own errors; what is left is our own output.
+        print(f"hpo: cannot write what there is to say: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_CODES[StoreError]
     except SpecError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

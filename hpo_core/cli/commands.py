@@ -242,7 +242,11 @@ def retrain(arguments: argparse.Namespace) -> int:
 
 
 def _text(arguments: argparse.Namespace) -> str:
-    return sys.stdin.read() if arguments.file == "-" else linting.read_text(arguments.file)
+    if arguments.file != "-":
+        return linting.read_text(arguments.file)
+    if sys.stdin is None:
+        raise SpecError([Problem("-", "there is no standard input to read from; give the path of a YAML file")])
+    return sys.stdin.read()
 
 
 def _draft(arguments: argparse.Namespace) -> Draft:

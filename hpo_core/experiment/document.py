@@ -149,16 +149,16 @@ class Node:
             return ""
         return str(value)
 
-    def integer(self, name: str, *, minimum: int) -> int | None:
-        """Read a whole number that is at least `minimum`; None when the field is absent or wrong."""
+    def integer(self, name: str, *, minimum: int, maximum: int = 2**31 - 1) -> int | None:
+        """Read a whole number within these bounds; None when the field is absent or wrong."""
         value = self.value.get(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
             self.findings.problem(self.at(name), f"must be a whole number, got {describe(value)}")
             return None
-        if value < minimum:
-            self.findings.problem(self.at(name), f"must be at least {minimum}, got {value}")
+        if not minimum <= value <= maximum:
+            self.findings.problem(self.at(name), f"must be from {minimum} to {maximum}, got {describe(value)}")
             return None
         return value
 

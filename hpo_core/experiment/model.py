@@ -206,6 +206,15 @@ class Experiment:
         metadata = {**self.document["metadata"], "name": name}
         return replace(self, name=name, document={**self.document, "metadata": metadata})
 
+    @property
+    def budgets(self) -> tuple[object, ...]:
+        """The three fields that may change while an experiment lives, as the document gives them."""
+        return tuple(self.document["spec"].get(field) for field in BUDGET_FIELDS)
+
+    def same_request(self, other: Experiment) -> bool:
+        """Tell whether another experiment asks for the same, budgets included."""
+        return self.spec_hash == other.spec_hash and self.budgets == other.budgets
+
     def accepted(self, uid: str, created: str) -> Experiment:
         """Return this experiment with the identity that it got when it was created."""
         return replace(self, uid=uid, created=created)

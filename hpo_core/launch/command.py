@@ -25,7 +25,7 @@ GRACE_S = 10.0
 """Between asking a trial to end and ending it by force, where its pod template does not say."""
 
 _EXPANSION = re.compile(r"\$\$|\$\(([^)]*)\)")
-_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(|[kKMGTPE]i?|m|[eE][+-]?\d+)")
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(|k|[KMGTPE]i?|m|[eE][+-]?\d+)")
 _FACTORS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
     f"{letter}{i}": (1024.0 if i else 1000.0) ** power for power, letter in enumerate("KMGTPE", 1) for i in ("", "i")
 }
@@ -60,7 +60,7 @@ def read_command(job: Job, *, images_root: Path, directory: Path) -> Command:
 
     Raises:
         BuildError: The local image that it names is not on this machine.
-        LaunchError: There is no command, neither in the template nor in the image.
+        LaunchError: There is no command, neither in the template nor in the image, or no directory to run it in.
     """
     container = primary_container(job.manifest, job.primary_container)
     image = find_local_image(str(container.get("image", "")), images_root)
@@ -74,13 +74,16 @@ def read_command(job: Job, *, images_root: Path, directory: Path) -> Command:
         expanded[name] = expand(value, expanded)  # a variable can refer to those above it
     if not argv:
         raise LaunchError(f"cannot start {job.name}: neither its template nor its image says a command")
+    where = where if where.is_dir() else directory
+    if not where.is_dir():
+        raise LaunchError(f"cannot start {job.name}: its directory {where} is gone")
     limits = (container.get("resources") or {}).get("limits") or {}
     return Command(
         argv=[expand(word, expanded) for word in argv],
         environment=expanded,
-        directory=where if where.is_dir() else directory,
+        directory=where,
         memory_bytes=int(parse_quantity(limits.get("memory", 0))),
-        grace_s=_grace_s(job.manifest),
+        grace_s=grace_s(job.manifest),
     )
 
 
@@ -192,6 +195,7 @@ def _variables(container: Mapping[str, Any]) -> dict[str, str]:
     return {str(item["name"]): str(item.get("value") or "") for item in container.get("env") or []}
 
 
-def _grace_s(manifest: Mapping[str, Any]) -> float:
+def grace_s(manifest: Mapping[str, Any]) -> float:
+    """Return the seconds between the wish to end a workload and force."""
     given = next(pod for _, pod in pod_templates(manifest, "")).get("terminationGracePeriodSeconds")
     return GRACE_S if given is None else float(given)

@@ -128,10 +128,10 @@ class LocalLauncher:
 
     def _follow(self, watched: _Watched) -> None:
         """Wake up when the workload's supervisor ends: the child just started, or the one that its claim names."""
-        pid = watched.process.pid if watched.process else int(read_facts(watched.folder / "claim")["pid"])
+        pid = watched.process.pid if watched.process else int(read_facts(watched.folder / "claim").get("pid", 0))
         try:
             watched.pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
+        except OSError:  # nobody has that number, or a power cut has emptied the claim
             self._pending += self._conclude(watched)
             return
         if watched.process is None:

@@ -29,7 +29,7 @@ KEPT_SEGMENTS = 3
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGKILL, SIGTERM, SIGPIPE = 9, 15, 13
 MEMORY_CHECK_S = 0.25
-LINGER_S = 0.2
+LINGER_S, GIVE_UP_S = 0.2, 30.0
 
 
 class Log:
@@ -152,10 +152,12 @@ def kill_all() -> int:
 
     Their orphans become children of this process, which is a subreaper, so that the loop ends when nobody is left.
     Those that go by themselves when the trial has, as Python's resource tracker does after cleaning up, get the time.
+    What the kernel itself holds, as on a dead network disk, is given up after a while.
     """
     strays: set[int] = set()
     kill_at = time.monotonic() + LINGER_S
-    while True:
+    give_up_at = kill_at + GIVE_UP_S
+    while time.monotonic() < give_up_at:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -168,6 +170,7 @@ def kill_all() -> int:
             except ProcessLookupError:
                 continue
         time.sleep(0.002)
+    return len(strays)
 
 
 def signal_group(group: int, number: int) -> None:
@@ -213,7 +216,8 @@ class Watch:
         """Returns the trial's wait status."""
         while True:
             until = min(self._deadline, self._kill_at, self._check_at)
-            wait_ms = None if until == float("inf") else max((until - time.monotonic()) * 1000, 0) + 1
+            # At most a minute at once: poll counts in milliseconds and an int, and a deadline may be a month away.
+            wait_ms = None if until == float("inf") else min(max((until - time.monotonic()) * 1000, 0) + 1, 60_000)
             ready = [file for file, _ in self._poll.poll(wait_ms)]
             if self._output in ready and not self.pump():
                 self._poll.unregister(self._output)

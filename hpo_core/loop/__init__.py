@@ -6,8 +6,21 @@ recorded and not running is submitted again under the same name, which a launche
 """
 
 from hpo_core.loop.clock import Clock, SystemClock
-from hpo_core.loop.retraining import RETRAIN, Retraining, retrain
-from hpo_core.loop.run import Followed, Run, Snapshot, run
+from hpo_core.loop.retraining import RECORD, RETRAIN, Retraining, retrain
+from hpo_core.loop.run import INBOX_S, Followed, Run, Snapshot, run
 from hpo_core.loop.workload import make_job
 
-__all__ = ["RETRAIN", "Clock", "Followed", "Retraining", "Run", "Snapshot", "SystemClock", "make_job", "retrain", "run"]
+__all__ = [
+    "INBOX_S",
+    "RECORD",
+    "RETRAIN",
+    "Clock",
+    "Followed",
+    "Retraining",
+    "Run",
+    "Snapshot",
+    "SystemClock",
+    "make_job",
+    "retrain",
+    "run",
+]

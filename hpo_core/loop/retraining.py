@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpo_core.errors import Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment
 from hpo_core.launch import Exited, Launcher, Output
 from hpo_core.loop.run import TURN_S
@@ -43,6 +44,8 @@ class Retraining:
 
 RETRAIN = "retrain"
 """Label of the retraining's log and model in the store."""
+RECORD = "retrain.json"
+"""The derived document that tells of the retraining."""
 
 
 def retrain(
@@ -57,7 +60,7 @@ def retrain(
 ) -> Retraining:
     """Run the template once more, in the retraining phase, and keep the model that it leaves.
 
-    Each call trains anew; a call after one that was killed follows that one's workload.
+    Each call trains anew; a call after one that was killed, with the same values, follows that one's workload.
 
     Args:
         experiment: As accepted; the lease is held.
@@ -69,12 +72,19 @@ def retrain(
         show: Told every line with a metric.
 
     Raises:
+        SpecError: The folder for the model cannot be made; nothing was trained.
         HpoError: Our own work failed.
     """
-    before = json.loads(store.derived("retrain.json") or "{}")
-    count = before.get("count", 0) + (0 if before.get("running") else 1)
+    if model_dir is not None:
+        _make_folder(model_dir)
+    before = store.derived_json(RECORD)
+    follows = bool(before.get("running")) and before.get("assignments") == dict(values)
+    if before.get("running") and not follows:
+        _end(experiment, str(before["name"]), values, launcher)
+    count = int(before.get("count", 0)) + (0 if follows else 1)
     name = retrain_name(experiment, count)
-    store.save_derived("retrain.json", json.dumps({"count": count, "running": True, "name": name}))
+    told = {"count": count, "name": name, "assignments": dict(values)}
+    store.save_derived(RECORD, json.dumps({**told, "running": True}))
     follower = Follower(experiment, every_metric=True)
     launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
     exited = _await_exit(name, launcher, follower, should_stop, show)
@@ -83,13 +93,36 @@ def retrain(
     if succeeded and exited.output_dir is not None:
         store.delete_output(RETRAIN)
         store.save_output(RETRAIN, exited.output_dir)
-        if model_dir is not None:
-            shutil.copytree(exited.output_dir, model_dir, dirs_exist_ok=True)
     reason, message = ("", "") if succeeded else explain_exit(exited, follower.reader)
     done = Retraining(name, dict(values), succeeded, reason, message, _last_values(follower))
-    store.save_derived("retrain.json", json.dumps({"count": count, "running": False, **vars(done)}))
+    store.save_derived(RECORD, json.dumps({**told, **vars(done), "running": False}))
+    if succeeded and exited.output_dir is not None and model_dir is not None:
+        _copy(exited.output_dir, model_dir)
     launcher.forget(name)
     return done
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder for the model's copy before anything is trained for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot be made: {error.strerror}; choose another folder"
+        raise SpecError([Problem(str(folder), message)]) from error
+
+
+def _copy(output: Path, folder: Path) -> None:
+    try:
+        shutil.copytree(output, folder, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise StoreError(f"the model is kept, but cannot be copied to {folder}: {error}") from error
+
+
+def _end(experiment: Experiment, name: str, values: Values, launcher: Launcher) -> None:
+    """End the workload of an earlier retraining, with other values, that was killed before it saw the end."""
+    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
+    _await_exit(name, launcher, Follower(experiment), lambda: True, lambda line: None)
+    launcher.forget(name)
 
 
 def _await_exit(
@@ -100,23 +133,23 @@ def _await_exit(
     show: Callable[[str], None],
 ) -> Exited:
     """Follow one workload to its end, whatever comes; when our own work fails, it is ended too."""
-    failure: BaseException | None = None
     stopped = False
-    while True:
-        if not stopped and (failure or should_stop()):
-            stopped = True
-            launcher.stop(name)
-        for event in launcher.events(TURN_S):
-            if isinstance(event, Exited):
-                follower.reader.close()
-                if failure is not None:
-                    raise failure
-                return event
-            if isinstance(event, Output):
-                try:
+    try:
+        while True:
+            if not stopped and should_stop():
+                stopped = True
+                launcher.stop(name)
+            for event in launcher.events(TURN_S):
+                if isinstance(event, Exited):
+                    follower.reader.close()
+                    return event
+                if isinstance(event, Output):
                     _feed_and_show(event, follower, show)
-                except OSError as error:  # whoever was shown the lines has gone
-                    failure = error
+    except BaseException:
+        launcher.stop(name)
+        while not any(isinstance(event, Exited) for event in launcher.events(TURN_S)):
+            pass
+        raise
 
 
 def _last_values(follower: Follower) -> dict[str, float]:

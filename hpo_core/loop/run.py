@@ -104,7 +104,8 @@ class Run:
         if self._verdict().condition.is_terminal and not self.tally.active:
             return
         for trial in self._open_trials():
-            self._submit(trial)
+            self._change(trial.resume())
+            self._submit(trial.resume())
 
     def turn(self, timeout_s: float = TURN_S) -> bool:
         """Wait for events and act on all that are there.

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipelines.compile import ROOT
 from tests.scenarios.folders import EXPERIMENT, TRAINER, Folder, eventually
 
@@ -106,7 +108,21 @@ def test_ctrl_c_on_the_pipeline_suspends_and_leaves_no_process(tmp_path: Path) -
         os.killpg(process.pid, signal.SIGINT)
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
-    assert "is suspended, nothing of it is left running" in printed
+    assert "Experiment was stopped; `hpo run` or `hpo launch` goes on; nothing of it is left running" in printed
+    eventually(lambda: not folder.processes(), "no process left")
+
+
+@pytest.mark.parametrize("after_starts", [0, 2, 5], ids=["before-the-first-trial", "while-tuning", "while-retraining"])
+def test_a_signal_to_the_pipeline_process_alone_ends_it_and_all_of_its_steps(tmp_path: Path, after_starts: int) -> None:
+    trainer = TRAINER.replace("${TRAIN_S:-0.05}", '$([ "$HPO_PHASE" = retrain ] && echo 60 || echo $TRAIN_S)')
+    folder = user_folder(tmp_path, trainer)
+    with start(folder, "0.05" if after_starts == 5 else "60") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        eventually(lambda: len(folder.starts()) >= after_starts, f"{after_starts} workloads started")
+        process.terminate()
+        printed, _ = process.communicate(timeout=40)
+    assert process.returncode == 130, printed
     eventually(lambda: not folder.processes(), "no process left")
 
 

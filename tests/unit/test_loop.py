@@ -47,7 +47,10 @@ class Crash(BaseException):
 
 
 class Crashing:
-    """Whatever it wraps; the n-th call of all that share a counter crashes, before or after it was carried out."""
+    """Whatever it wraps; the n-th call of all that share a counter crashes, before or after it was carried out.
+
+    After that nothing is carried out any more, as of a process that is dead.
+    """
 
     def __init__(self, wrapped: Any, calls: Counter, *, after: bool) -> None:
         self._wrapped, self._calls, self._after = wrapped, calls, after
@@ -56,7 +59,8 @@ class Crashing:
         def call(*args: Any, **kwargs: Any) -> Any:
             self._calls.count += 1
             due = self._calls.count == self._calls.crash_at
-            if due and not self._after:
+            dead = self._calls.count > self._calls.crash_at
+            if dead or (due and not self._after):
                 raise Crash
             result = getattr(self._wrapped, name)(*args, **kwargs)
             if due:
@@ -249,6 +253,22 @@ def test_a_trial_that_ended_before_its_stop_was_carried_out_keeps_its_result() -
     assert here.conditions() == [SUCCEEDED]
 
 
+def test_a_wish_to_interrupt_of_a_dead_tuner_does_not_keep_its_successor_from_stopping() -> None:
+    here = world(lambda job: Play(("loss=1",), turns=None), maxTrialCount=1, parallelTrialCount=1)
+
+    class Dying(ScriptedLauncher):
+        def stop(self, name: str) -> None:
+            raise Crash(name)
+
+    asked = iter([False, True])
+    with pytest.raises(Crash):
+        loop.run(here.run_with(here.store, Dying(here.machine), should_stop=lambda: next(asked, True)))
+    asked = iter([False, False, True])
+    final = loop.run(here.run(should_stop=lambda: next(asked, True)))
+    assert final.verdict.condition is ExperimentCondition.SUSPENDED
+    assert not here.machine.running
+
+
 def test_a_search_with_nothing_more_to_suggest_ends_the_experiment() -> None:
     grid = [parameter("lr", "discrete", list=["0.1", "0.2", "0.3"])]
     changes = {"spec.algorithm.algorithmName": "grid", "spec.maxTrialCount": 10}
@@ -351,3 +371,20 @@ def test_retraining_follows_the_workload_of_one_that_was_killed() -> None:
     assert list(here.machine.starts.values()) == [1]
     again = loop.retrain(here.experiment, values, here.store, ScriptedLauncher(here.machine))
     assert again.name != done.name
+
+
+def test_retraining_with_other_values_ends_the_workload_of_one_that_was_killed() -> None:
+    here = world(lambda job: Play((f"used={flags(job)['lr']}",), turns=3))
+    launcher = Crashing(ScriptedLauncher(here.machine), Counter(crash_at=2), after=True)
+    with pytest.raises(Crash):
+        loop.retrain(here.experiment, {"lr": 0.02}, here.store, launcher)
+    done = loop.retrain(here.experiment, {"lr": 0.03}, here.store, ScriptedLauncher(here.machine))
+    assert dict(done.metrics) == {"used": 0.03}
+    assert not here.machine.running
+
+
+def test_what_cannot_be_read_in_the_inbox_is_dropped_and_ends_nothing() -> None:
+    here = world(maxTrialCount=1, parallelTrialCount=1)
+    for number, body in enumerate([b"no json", b"5", b"[]", b"{}", b'{"kind": "dance"}']):
+        here.objects.put(f"kubeflow/small/requests/{number}.json", body)
+    assert loop.run(here.run()).verdict.condition is ExperimentCondition.SUCCEEDED
