@@ -158,7 +158,8 @@ class Node:
             self.findings.problem(self.at(name), f"must be a whole number, got {describe(value)}")
             return None
         if not minimum <= value <= maximum:
-            self.findings.problem(self.at(name), f"must be from {minimum} to {maximum}, got {describe(value)}")
+            bound = f"at least {minimum}" if value < minimum else f"at most {maximum}"
+            self.findings.problem(self.at(name), f"must be {bound}, got {describe(value)}")
             return None
         return value
 

@@ -165,10 +165,12 @@ def test_the_trial_finds_its_name_and_phase_in_its_environment() -> None:
     assert environment(PHASE_RETRAIN) == {"KATIB_TRIAL_NAME": "small-1", "HPO_PHASE": "retrain"}
 
 
-def test_an_environment_that_the_template_gives_wins_and_comes_first() -> None:
+def test_name_and_phase_are_set_whatever_the_template_says_and_its_own_variables_come_first() -> None:
+    """A trial is known by its name, also to those who have to end what it left."""
     given = [{"name": "HPO_PHASE", "value": "mine"}, {"name": "A", "value": "b"}]
     container = container_of(render(make_experiment(changes={f"{CONTAINER}.env": given}), VALUES, "small-1"))
-    assert container["env"] == [*given, {"name": "KATIB_TRIAL_NAME", "value": "small-1"}]
+    ours = [{"name": "KATIB_TRIAL_NAME", "value": "small-1"}, {"name": "HPO_PHASE", "value": "trial"}]
+    assert container["env"] == [{"name": "A", "value": "b"}, *ours]
 
 
 def test_only_the_primary_container_gets_the_environment() -> None:
