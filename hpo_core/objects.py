@@ -163,21 +163,12 @@ class DirectoryStore:
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         with self._translated(key):
             try:
-                tag = self._write_new(temporary, data)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                tag = _write(temporary, data)
                 self._publish(temporary, path, key, expect)
             finally:
                 temporary.unlink(missing_ok=True)
         return tag
-
-    def _write_new(self, path: Path, data: bytes | Path) -> str:
-        """Write a file in a folder that may have to be made, or may vanish at this instant because it was empty."""
-        while True:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                return _write(path, data)
-            except FileNotFoundError:
-                if isinstance(data, Path) and not data.exists():
-                    raise
 
     def _publish(self, temporary: Path, path: Path, key: str, expect: str | None) -> None:
         if expect is None:
@@ -206,8 +197,6 @@ class DirectoryStore:
         """See `ObjectStore.delete`."""
         with self._translated(key):
             self._path(key).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._path(key).parent.rmdir()  # a folder that is empty now is no object; `put` makes it again
 
     def lock(self, key: str, owner: bytes) -> Unlock | None:
         """See `ObjectStore.lock`; the lock is the open file's, so that to ask about it disturbs nobody."""
