@@ -23,7 +23,8 @@ def run_on_small_disk(program: str, folder: Path, *, size_kib: int) -> str:
         pytest.skip("no full disk here: neither root nor a user namespace may mount a tmpfs")
     python = [sys.executable, "-c", program, str(folder)]
     command = [*way_in, "sh", "-c", MOUNT, str(folder), f"{size_kib}k", *python]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    root = Path(__file__).parents[1]  # so that the program can import the tests
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

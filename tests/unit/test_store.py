@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hpo_core.errors import Conflict, NotFound, SpecError, StoreError
+from hpo_core.experiment import read_draft
 from hpo_core.objects import DirectoryStore, MemoryStore, open_objects
 from hpo_core.store import STOP, ExperimentStore, Request, list_experiments, trial_from_json, trial_to_json
 from hpo_core.trial import (
@@ -24,7 +25,7 @@ from hpo_core.trial import (
     Trial,
     TrialCondition,
 )
-from tests.experiments import Changes, make_experiment, parameter
+from tests.experiments import Changes, make_document, make_experiment, parameter
 from tests.small_disk import run_on_small_disk
 
 NOW = "2024-05-01T12:00:00.000Z"
@@ -244,12 +245,14 @@ def test_an_experiment_goes_on_whatever_its_texts_look_like(store: ExperimentSto
     """What is recorded is YAML again, in which `no` and `1e-3` would be something else than these texts."""
     odd = [parameter("text", "categorical", list=list(ODD_TEXTS)), parameter("x", "double", min="1e-3", max="1E2")]
     changes = {"spec.trialTemplate.trialSpec.spec.template.spec.containers.0.args": list(ODD_TEXTS)}
-    first = store.accept(make_experiment(odd, changes=changes), now=NOW)
+    # As JSON, which is YAML too, with every text in quotes.
+    experiment = read_draft(json.dumps(make_document(odd, changes=changes))).experiment()
+    first = store.accept(experiment, now=NOW)
     loaded = again(store).load()
     assert loaded.spec_hash == first.spec_hash
     assert loaded.parameters == first.parameters
     assert loaded.template == first.template
-    again(store).accept(make_experiment(odd, changes=changes), now=NOW)
+    again(store).accept(experiment, now=NOW)
 
 
 @pytest.mark.parametrize(
