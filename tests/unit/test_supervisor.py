@@ -330,7 +330,7 @@ def test_a_trial_over_its_memory_limit_is_ended_at_once(machine: Machine) -> Non
     exited, _ = run(machine.launcher(), python("a", program, grace_s=60, memory="64Mi"))
     assert exited.reason == "OutOfMemory"
     used = int(exited.message.removeprefix("it used ").split()[0])
-    assert 200 <= used < 260
+    assert 64 < used < 260  # it may have been seen while it was still growing
     assert exited.message.endswith("MiB, more than resources.limits.memory")
 
 
