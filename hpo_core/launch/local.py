@@ -128,7 +128,7 @@ class LocalLauncher:
 
     def _follow(self, watched: _Watched) -> None:
         """Wake up when the workload's supervisor ends: the child just started, or the one that its claim names."""
-        pid = watched.process.pid if watched.process else int(read_facts(watched.folder / "claim").get("pid", 0))
+        pid = watched.process.pid if watched.process else int(read_facts(watched.folder / "claim").get("pid") or 0)
         try:
             watched.pidfd = os.pidfd_open(pid)
         except OSError:  # nobody has that number, or a power cut has emptied the claim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,12 @@ from tests.contracts.launcher_suite import (
     listen,
     only_exit,
     output,
+    process_job,
     run,
     until_ended,
     until_started,
 )
+from tests.contracts.scripted_launcher import Play, ScriptedLauncher, ScriptedMachine
 
 ENDLESS = Workload(["begun"], endless=True)
 
@@ -235,3 +237,52 @@ def test_forgetting_is_idempotent_and_takes_what_was_left_behind(machine: Machin
     assert run(launcher, machine.job("b", Workload()))[0].code == 0
     assert exited.output_dir is not None
     assert not exited.output_dir.exists()
+
+
+def scripted(play: Play, *names: str, order: Callable[[Sequence[str]], Sequence[str]] = sorted) -> ScriptedMachine:
+    """A scripted machine on which all of these have been started and play the same."""
+    machine = ScriptedMachine(lambda job: play, order)
+    for name in names:
+        machine.start(process_job(name, []))
+    return machine
+
+
+def test_a_scripted_workload_prints_a_line_a_turn_and_the_rest_in_its_last_one() -> None:
+    launcher = ScriptedLauncher(scripted(Play(("1", "2", "3"), turns=2)))
+    launcher.submit(process_job("a", []))
+    assert launcher.events(0) == [Started("a"), Output("a", b"1\n")]
+    assert launcher.events(0) == [Output("a", b"2\n"), Output("a", b"3\n"), Exited("a", 0)]
+
+
+def test_the_events_of_a_scripted_turn_come_in_the_order_that_the_test_wants() -> None:
+    launcher = ScriptedLauncher(scripted(Play(), order=lambda names: names[::-1]))
+    for name in "abc":
+        launcher.submit(process_job(name, []))
+    assert [event.name for event in launcher.events(0) if isinstance(event, Exited)] == ["c", "b", "a"]
+
+
+def test_a_scripted_workload_can_be_lost_and_its_start_stays_counted() -> None:
+    machine = scripted(Play(turns=None), "a")
+    launcher = ScriptedLauncher(machine)
+    launcher.submit(process_job("a", []))
+    assert launcher.events(0) == [Started("a")]
+    machine.lose("a")
+    assert [event.reason for event in launcher.events(0) if isinstance(event, Exited)] == ["Lost"]
+    assert (machine.starts["a"], machine.running) == (1, [])
+
+
+def test_a_scripted_workload_that_cannot_start_is_never_told_as_started() -> None:
+    launcher = ScriptedLauncher(scripted(Play(("line",), None, "CannotStart", "no room")))
+    launcher.submit(process_job("a", []))
+    assert launcher.events(0) == [Exited("a", None, "CannotStart", "no room")]
+
+
+def test_a_scripted_machine_notices_what_a_real_one_would_let_pass() -> None:
+    machine = scripted(Play(), "a")
+    launcher = ScriptedLauncher(machine)
+    with pytest.raises(AssertionError, match="a is forgotten, and still runs"):
+        launcher.forget("a")
+    run(launcher, process_job("a", []))
+    launcher.forget("a")
+    with pytest.raises(AssertionError, match="a was forgotten, and is submitted again"):
+        launcher.submit(process_job("a", []))

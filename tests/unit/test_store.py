@@ -15,7 +15,7 @@ import pytest
 from hpo_core.errors import Conflict, NotFound, SpecError, StoreError
 from hpo_core.experiment import read_draft
 from hpo_core.objects import DirectoryStore, MemoryStore, open_objects
-from hpo_core.store import STOP, ExperimentStore, Request, list_experiments, trial_from_json, trial_to_json
+from hpo_core.store import RETRAINING, STOP, ExperimentStore, Request, list_experiments, trial_from_json, trial_to_json
 from hpo_core.trial import (
     SCHEMA_VERSION,
     Attempt,
@@ -192,6 +192,8 @@ def test_a_record_of_a_newer_version_is_refused_with_the_next_step(store: Experi
         b"null",
         b"\xff",
         b'{"number": 1}',
+        b'{"number": "1", "assignments": {}}',
+        b'{"number": 1, "assignments": ["lr"]}',
         b'{"number": 1, "assignments": {}, "condition": "Odd"}',
         b'{"number": 1, "assignments": {}, "attempts": [{}]}',
         b'{"number": 1, "assignments": {}, "observation": {"loss": {"min": 1}}}',
@@ -319,6 +321,16 @@ def test_requests_come_oldest_first_and_are_gone_once_consumed(store: Experiment
     assert [request.by for request in store.requests()] == ["user 0", "user 2", "user 3", "user 4"]
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"by": "me"}'])
+def test_a_request_that_cannot_be_read_is_removed_and_keeps_no_other_back(
+    store: ExperimentStore, content: bytes
+) -> None:
+    store.objects.put("kubeflow/small/requests/0.json", content)
+    store.send(Request(STOP, "me"))
+    assert [request.by for request in store.requests()] == ["me"]
+    assert len(store.objects.list("kubeflow/small/requests/")) == 1
+
+
 def test_an_empty_inbox_is_empty(store: ExperimentStore) -> None:
     assert store.requests() == []
 
@@ -336,6 +348,15 @@ def test_one_writer_at_a_time_and_the_refusal_says_who_writes(store: ExperimentS
             pass
         assert again(store).is_held()
     assert not store.is_held()
+
+
+def test_the_refusal_says_that_the_holder_retrains(store: ExperimentStore) -> None:
+    with (
+        store.lease({"pid": 1, "host": "here", "purpose": RETRAINING}),
+        pytest.raises(Conflict, match="is being run by retraining in process 1 on here"),
+        again(store).lease({"pid": 2}),
+    ):
+        pass
 
 
 def test_the_lease_is_given_back_when_its_holder_fails(store: ExperimentStore) -> None:
@@ -397,6 +418,12 @@ def test_a_derived_document_is_what_was_written_last(store: ExperimentStore) -> 
     store.save_derived("status.json", "{}")
     store.save_derived("status.json", "[]")
     assert again(store).derived("status.json") == "[]"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
+def test_a_derived_document_that_cannot_be_read_is_as_good_as_none(store: ExperimentStore, content: str) -> None:
+    store.save_derived("retrain.json", content)
+    assert store.derived_json("retrain.json") == store.derived_json("never-written.json") == {}
 
 
 def test_of_an_output_directory_every_file_is_kept_but_no_link(store: ExperimentStore, tmp_path: Path) -> None:

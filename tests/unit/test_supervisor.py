@@ -249,6 +249,16 @@ def test_a_claim_that_nobody_holds_means_death_whoever_has_its_process_ids_now(m
         bystander.kill()
 
 
+@pytest.mark.parametrize("claim", ["", "\0" * 20])
+def test_a_claim_that_a_power_cut_has_emptied_means_death_too(machine: Machine, claim: str) -> None:
+    folder = machine.scratch / "a"
+    folder.mkdir(parents=True)
+    (folder / "claim").write_text(claim)
+    launcher = machine.launcher()
+    launcher.submit(shell("a", "echo never"))
+    assert only_exit(until_ended(launcher, "a"), "a").reason == "Lost"
+
+
 def test_of_two_supervisors_that_start_at_once_exactly_one_runs_the_trial(machine: Machine) -> None:
     """Twenty times two processes call the supervisor at the same instant, each having waited for it."""
     program = """
@@ -277,6 +287,11 @@ for turn in range(20):
 def test_a_trial_that_runs_longer_than_its_deadline_is_stopped(machine: Machine) -> None:
     exited, printed = run(machine.launcher(), python("a", "import time; print(1); time.sleep(60)", deadline_s=0.3))
     assert (exited.code, exited.reason, printed) == (-signal.SIGTERM, "DeadlineExceeded", b"1\n")
+
+
+def test_a_deadline_may_be_months_away(machine: Machine) -> None:
+    exited, _ = run(machine.launcher(), python("a", "import time; time.sleep(0.1)", deadline_s=90 * 86400.0))
+    assert (exited.code, exited.reason) == (0, "")
 
 
 IGNORE = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(60)"
