@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from string import Template
+from types import MappingProxyType
 
 from hpo_core.experiment import Experiment
+from hpo_core.report.curves import Curve
 from hpo_core.report.html_table import table
 from hpo_core.report.plot_data import plot_data
 from hpo_core.report.rows import (
@@ -50,7 +52,12 @@ class RetrainSummary:
 
 
 def html(
-    experiment: Experiment, trials: Iterable[Trial], verdict: Verdict, *, retrained: RetrainSummary | None = None
+    experiment: Experiment,
+    trials: Iterable[Trial],
+    verdict: Verdict,
+    *,
+    retrained: RetrainSummary | None = None,
+    curves: Mapping[int, Mapping[str, Curve]] = MappingProxyType({}),
 ) -> str:
     """Write the page.
 
@@ -59,6 +66,7 @@ def html(
         trials: All of its trials, in any order.
         verdict: Where it stands.
         retrained: The final model; None leaves that part out.
+        curves: Metric curves by a trial's number and the metric's name; `curve_numbers` tells which are shown.
 
     Returns:
         A whole HTML document for UTF-8, which works in a frame that is allowed nothing but scripts.

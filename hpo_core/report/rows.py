@@ -58,7 +58,7 @@ class TrialRow:
 def trial_rows(experiment: Experiment, trials: Iterable[Trial]) -> tuple[TrialRow, ...]:
     """Return a row for each trial, ordered by number."""
     ordered = sorted(trials, key=lambda trial: trial.number)
-    judged = (trial for trial in ordered if _objective(experiment.objective, trial) is not None)
+    judged = (trial for trial in ordered if objective_value(experiment.objective, trial) is not None)
     best = Tally.of(experiment.objective, judged).best
     return tuple(_row(experiment, trial, trial is best) for trial in ordered)
 
@@ -93,6 +93,12 @@ def shown_strategy(objective: Objective, name: str) -> MetricStrategy:
     if name == objective.metric_name:
         return objective.strategy(name)
     return objective.strategies.get(name, MetricStrategy.LATEST)
+
+
+def objective_value(objective: Objective, trial: Trial) -> float | None:
+    """Return the value by which a trial is judged; None when there is none, or none that is finite."""
+    value = trial.observation.value(objective) if trial.observation else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def parameter_texts(experiment: Experiment, row: TrialRow) -> dict[str, str]:
@@ -155,7 +161,7 @@ def _row(experiment: Experiment, trial: Trial, is_best: bool) -> TrialRow:
         condition=trial.condition,
         reason=printable(trial.reason),
         message=printable(trial.message),
-        objective=_objective(experiment.objective, trial),
+        objective=objective_value(experiment.objective, trial),
         metrics=dict(trial.observation.metrics) if trial.observation else {},
         parameters={p.name: trial.assignments[p.name] for p in experiment.parameters if p.name in trial.assignments},
         started=trial.started,
@@ -163,8 +169,3 @@ def _row(experiment: Experiment, trial: Trial, is_best: bool) -> TrialRow:
         duration_s=seconds_between(trial.started, trial.completed),
         is_best=is_best,
     )
-
-
-def _objective(objective: Objective, trial: Trial) -> float | None:
-    value = trial.observation.value(objective) if trial.observation else None
-    return value if value is not None and math.isfinite(value) else None
