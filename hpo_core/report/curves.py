@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from hpo_core.experiment import Experiment, ObjectiveType
 from hpo_core.report.rows import objective_value
@@ -20,6 +19,7 @@ MOST_CURVES = 100
 """Trials whose curves the page shows."""
 MOST_POINTS = 60
 """Points of one curve; a screen shows no more of them."""
+_POINTS_IN_ALL = 24_000
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,19 @@ def shown_curves(
         for number in curve_numbers(experiment, trials)
         if number in curves
     }
-    return {number: by_name for number, by_name in found.items() if by_name}
+    most = max(_POINTS_IN_ALL // max(sum(map(len, found.values())), 1), 10)
+    return {
+        number: {name: curve.thinned(most) for name, curve in by_name.items()}
+        for number, by_name in found.items()
+        if by_name
+    }
 
 
 def spread(count: int, most: int) -> list[int]:
     """Choose at most `most` of `count` places evenly, from 0, first and last among them; `most` is 2 or more."""
     if count <= most:
         return list(range(count))
-    return [round(place * (count - 1) / (most - 1)) for place in islice(range(count), most)]
+    return [round(place * (count - 1) / (most - 1)) for place in range(most)]
 
 
 def _point(line: str) -> tuple[str, float] | None:
@@ -118,6 +123,6 @@ def _point(line: str) -> tuple[str, float] | None:
     try:
         record = json.loads(line)
         name, value = record["name"], float(record["value"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
     return (name, value) if isinstance(name, str) else None

@@ -1,6 +1,6 @@
 """The report as one self-contained HTML page: verdict, best trial, plots and the table of all trials.
 
-The best trial and the table are written here, so that they show without JavaScript; `page.js` draws the plots and makes
+The best trial and the table are written here, so that they show without JavaScript; the scripts draw the plots and make
 the table sortable. The page fetches nothing, and its policy lets only its own script and style run.
 """
 
@@ -10,15 +10,17 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from importlib.resources import files
 from string import Template
 from types import MappingProxyType
 
 from hpo_core.experiment import Experiment
-from hpo_core.report.curves import Curve
+from hpo_core.report.curves import Curve, shown_curves
+from hpo_core.report.html_plots import plots
 from hpo_core.report.html_table import table
 from hpo_core.report.plot_data import plot_data
 from hpo_core.report.rows import (
@@ -30,8 +32,12 @@ from hpo_core.report.rows import (
 )
 from hpo_core.report.summary import Summary, command_line
 from hpo_core.report.tables import finite
+from hpo_core.report.thin import shown_places, thinned_note
 from hpo_core.status import Verdict
 from hpo_core.trial import Trial
+
+SCRIPTS = ("elements.js", "scales.js", "trials.js", "parallel.js", "curves.js", "table.js", "page.js")
+"""The page's scripts, in the order of their use."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ def html(
         A whole HTML document for UTF-8, which works in a frame that is allowed nothing but scripts.
     """
     summary = Summary.of(experiment, trials, verdict)
-    css, js = _asset("page.css"), _asset("page.js")
+    css, js = _asset("page.css"), _script()
+    shown = shown_curves(experiment, summary.trials, curves)
+    places = shown_places(summary, also=shown)
     return Template(_asset("page.html")).substitute(
         policy=_policy(css, js),
         title=_text(f"{experiment.name} tuning report"),
@@ -80,15 +88,23 @@ def html(
         header=_header(summary),
         best=_best(summary) if summary.best else _no_best(summary),
         retrained=_retrained(retrained) if retrained else "",
-        plots=_plots(summary),
-        table=table(summary),
-        data=plot_data(summary),
+        note=_note(summary, places),
+        plots=plots(summary, shown),
+        table=table(summary, places),
+        data=plot_data(summary, places, shown),
         js=js,
     )
 
 
+@cache
 def _asset(name: str) -> str:
     return files("hpo_core.report").joinpath(name).read_text("utf-8")
+
+
+@cache
+def _script() -> str:
+    """All scripts as one, in a scope of their own."""
+    return f'"use strict";\n(() => {{\n{"".join(map(_asset, SCRIPTS))}}})();'
 
 
 def _policy(css: str, js: str) -> str:
@@ -166,6 +182,12 @@ def _no_best(summary: Summary) -> str:
     )
 
 
+def _note(summary: Summary, places: Sequence[int]) -> str:
+    note = thinned_note(summary, places)
+    command = f"<code>hpo trials {_text(summary.experiment.name)} -o csv</code>"
+    return f'<p class="card note" role="note">{note} {command} has all of them.</p>' if note else ""
+
+
 def _retrained(retrained: RetrainSummary) -> str:
     metrics = {name: number_text(value) for name, value in retrained.metrics.items()}
     model = {"Model": retrained.model} if retrained.model else {}
@@ -174,22 +196,4 @@ def _retrained(retrained: RetrainSummary) -> str:
         '<section class="card" aria-labelledby="final"><h2 id="final">Final model</h2>'
         f"<p>Retraining with the best values: {_text(retrained.condition)}</p>{message}"
         f'<dl class="values">{_definitions(metrics | model)}</dl></section>'
-    )
-
-
-def _plots(summary: Summary) -> str:
-    """The places that the script draws into; nothing is promised when there is nothing to draw."""
-    if not any(row.objective is not None for row in summary.rows):
-        return ""
-    metric, hint = _text(summary.metric), f'<p class="muted">{summary.direction}</p>'
-    small = "".join(
-        f'<div data-plot="parameter" data-index="{index}"></div>' for index in range(len(summary.experiment.parameters))
-    )
-    return (
-        '<noscript><p class="card note">The plots need JavaScript. The best trial and the table of all trials do not.'
-        "</p></noscript>"
-        f'<section class="card plots" aria-labelledby="course"><h2 id="course">{metric} by trial</h2>'
-        f'{hint}<div data-plot="legend"></div><div data-plot="objective"></div></section>'
-        f'<section class="card plots" aria-labelledby="each"><h2 id="each">{metric} by parameter</h2>'
-        f'{hint}<div class="grid">{small}</div></section>'
     )

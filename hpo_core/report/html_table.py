@@ -1,7 +1,9 @@
-"""The table of all trials on the HTML page, complete without JavaScript; `page.js` adds the sorting."""
+"""The table of all trials on the HTML page, complete without JavaScript; the scripts sort and filter it."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from html import escape
 
 from hpo_core.report.rows import (
@@ -16,19 +18,46 @@ from hpo_core.report.rows import (
 )
 from hpo_core.report.summary import Summary, reason_text
 from hpo_core.space import ParameterType
+from hpo_core.trial import TrialCondition
 
 _MESSAGE_LENGTH = 400
 
 
-def table(summary: Summary) -> str:
-    """Write the section with a row per trial, ordered by number; without trials a sentence says so."""
-    if not summary.rows:
+def table(summary: Summary, places: Sequence[int]) -> str:
+    """Write the section with a row for each trial that is shown, ordered by number; "" without trials.
+
+    Args:
+        summary: The experiment and its trials.
+        places: The trials that are shown, ascending.
+    """
+    if not places:
         return ""
-    body = "".join(_row(row, summary) for row in summary.rows)
+    rows = summary.rows(places)
+    body = "".join(_row(row, summary) for row in rows)
     return (
-        '<section class="card" aria-labelledby="trials"><h2 id="trials">Trials</h2>'
-        '<div class="scroll" role="region" aria-labelledby="trials" tabindex="0">'
-        f"<table>{_head(summary)}<tbody>{body}</tbody></table></div></section>"
+        f'<section class="card" aria-labelledby="trials"><div class="head"><h2 id="trials">Trials</h2>{_controls(rows)}'
+        '</div><div class="scroll" role="region" aria-labelledby="trials" tabindex="0">'
+        f"<table>{_head(summary)}<tbody>{body}</tbody></table></div>"
+        '<p class="none muted" hidden>No trial is left. <button type="button" data-clear>Show all</button></p>'
+        "</section>"
+    )
+
+
+def _controls(rows: Sequence[TrialRow]) -> str:
+    """What filters the table; the style sheet hides it where there is no JavaScript."""
+    found = Counter(row.condition for row in rows)
+    chips = "".join(
+        f'<button type="button" class="c-{condition}" data-only="{condition}" aria-pressed="false">'
+        f'<i class="dot"></i>{condition_text(condition)} <b>{found[condition]:,}</b></button>'
+        for condition in TrialCondition
+        if found[condition]
+    )
+    only = f'<div class="chips" role="group" aria-label="Only these conditions">{chips}</div>' if len(found) > 1 else ""
+    return (
+        f'<div class="controls">{only}<input type="search" aria-label="Filter by any text" '
+        'placeholder="Filter by any text" autocomplete="off" spellcheck="false">'
+        '<p class="count" data-count="shown"></p>'
+        '<button type="button" class="clear" data-clear hidden>Show all</button></div>'
     )
 
 

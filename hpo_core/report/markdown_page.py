@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 
 from hpo_core.experiment import Experiment
 from hpo_core.report.rows import (
     TrialRow,
-    best_first,
     condition_text,
     duration_text,
     metric_value,
@@ -65,11 +65,12 @@ def _best(summary: Summary) -> list[str]:
 
 
 def _table(summary: Summary) -> list[str]:
-    if not summary.rows:
+    if not summary.trials:
         return []
     objective, names = summary.experiment.objective, [p.name for p in summary.experiment.parameters]
     header = ("Trial", "Condition", *objective.metric_names, *names, "Duration", "Reason")
-    shown = best_first(objective, summary.rows)[:MOST_ROWS]
+    unvalued = (place for place, value in enumerate(summary.values) if value is None)
+    shown = summary.rows(islice(chain(summary.ranking, unvalued), MOST_ROWS))
     cells = [
         (
             f"{row.number} (best)" if row.is_best else str(row.number),
@@ -81,8 +82,8 @@ def _table(summary: Summary) -> list[str]:
         )
         for row in shown
     ]
-    left_out = len(summary.rows) - len(shown)
-    note = f"The best {len(shown)} of {len(summary.rows)} trials; {left_out} are left out." if left_out else ""
+    left_out = len(summary.trials) - len(shown)
+    note = f"The best {len(shown)} of {len(summary.trials)} trials; {left_out} are left out." if left_out else ""
     return ["## Trials", *([note] if note else []), _lines(header, cells)]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from hpo_core.experiment import Experiment, MetricStrategy, Objective, ObjectiveType
+from hpo_core.experiment import Experiment, MetricStrategy, Objective
 from hpo_core.space import Value
 from hpo_core.status import Tally
 from hpo_core.trial import MetricSummary, Observation, Trial, TrialCondition
@@ -58,20 +58,31 @@ class TrialRow:
 def trial_rows(experiment: Experiment, trials: Iterable[Trial]) -> tuple[TrialRow, ...]:
     """Return a row for each trial, ordered by number."""
     ordered = sorted(trials, key=lambda trial: trial.number)
-    judged = (trial for trial in ordered if objective_value(experiment.objective, trial) is not None)
-    best = Tally.of(experiment.objective, judged).best
-    return tuple(_row(experiment, trial, trial is best) for trial in ordered)
+    best = Tally.of(experiment.objective, ordered).best
+    return tuple(trial_row(experiment, trial, is_best=trial is best) for trial in ordered)
+
+
+def trial_row(experiment: Experiment, trial: Trial, *, is_best: bool) -> TrialRow:
+    """Return the row of one trial."""
+    return TrialRow(
+        number=trial.number,
+        name=printable(trial.name),
+        condition=trial.condition,
+        reason=printable(trial.reason),
+        message=printable(trial.message),
+        objective=objective_value(experiment.objective, trial),
+        metrics=dict(trial.observation.metrics) if trial.observation else {},
+        parameters={p.name: trial.assignments[p.name] for p in experiment.parameters if p.name in trial.assignments},
+        started=trial.started,
+        completed=trial.completed,
+        duration_s=seconds_between(trial.started, trial.completed),
+        is_best=is_best,
+    )
 
 
 def best_row(rows: Iterable[TrialRow]) -> TrialRow | None:
     """Return the best trial's row; None when no trial has a value yet."""
     return next((row for row in rows if row.is_best), None)
-
-
-def best_first(objective: Objective, rows: Iterable[TrialRow]) -> list[TrialRow]:
-    """Order rows by what they reached, equal ones by number; those without a value come last."""
-    sign = 1 if objective.type is ObjectiveType.MINIMIZE else -1
-    return sorted(rows, key=lambda row: (row.objective is None, sign * (row.objective or 0.0), row.number))
 
 
 def metric_value(objective: Objective, name: str, row: TrialRow) -> float | None:
@@ -152,20 +163,3 @@ def seconds_between(started: str, completed: str) -> float | None:
         return max((datetime.fromisoformat(completed) - datetime.fromisoformat(started)).total_seconds(), 0.0)
     except (ValueError, TypeError):
         return None
-
-
-def _row(experiment: Experiment, trial: Trial, is_best: bool) -> TrialRow:
-    return TrialRow(
-        number=trial.number,
-        name=printable(trial.name),
-        condition=trial.condition,
-        reason=printable(trial.reason),
-        message=printable(trial.message),
-        objective=objective_value(experiment.objective, trial),
-        metrics=dict(trial.observation.metrics) if trial.observation else {},
-        parameters={p.name: trial.assignments[p.name] for p in experiment.parameters if p.name in trial.assignments},
-        started=trial.started,
-        completed=trial.completed,
-        duration_s=seconds_between(trial.started, trial.completed),
-        is_best=is_best,
-    )

@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hpo_core.experiment import Experiment, ObjectiveType
@@ -16,15 +17,15 @@ from hpo_core.experiment.model import pod_templates
 from hpo_core.experiment.template import PLACEHOLDER
 from hpo_core.report.rows import (
     TrialRow,
-    best_row,
     condition_text,
     number_text,
+    objective_value,
     parameter_texts,
     printable,
     seconds_between,
-    trial_rows,
+    trial_row,
 )
-from hpo_core.status import ExperimentCondition, Verdict
+from hpo_core.status import ExperimentCondition, Tally, Verdict
 from hpo_core.trial import Trial, TrialCondition
 
 _COMMAND_LENGTH = 40
@@ -33,18 +34,54 @@ _MESSAGE_LENGTH = 160
 
 @dataclass(frozen=True)
 class Summary:
-    """An experiment, its verdict and its rows, with the facts that follow from them."""
+    """An experiment, its verdict and its trials, with the facts that follow from them.
+
+    Attributes:
+        trials: All trials, ordered by number; a place is an index into them.
+        values: What each of them is judged by; None where there is none, or none that is finite.
+        tally: The trials' count, and the best of them.
+    """
 
     experiment: Experiment
     verdict: Verdict
-    rows: tuple[TrialRow, ...]
-    best: TrialRow | None
+    trials: tuple[Trial, ...]
+    values: tuple[float | None, ...]
+    tally: Tally
 
     @classmethod
     def of(cls, experiment: Experiment, trials: Iterable[Trial], verdict: Verdict) -> Summary:
-        """Collect the rows and find the best one."""
-        rows = trial_rows(experiment, trials)
-        return cls(experiment, verdict, rows, best_row(rows))
+        """Order the trials, judge them and find the best one."""
+        ordered = tuple(sorted(trials, key=lambda trial: trial.number))
+        values = tuple(objective_value(experiment.objective, trial) for trial in ordered)
+        return cls(experiment, verdict, ordered, values, Tally.of(experiment.objective, ordered))
+
+    def rows(self, places: Iterable[int]) -> list[TrialRow]:
+        """Return the rows of the trials at these places."""
+        chosen = [self.trials[place] for place in places]
+        return [trial_row(self.experiment, trial, is_best=trial is self.tally.best) for trial in chosen]
+
+    @cached_property
+    def best(self) -> TrialRow | None:
+        """The best trial's row; None when no trial has a value yet."""
+        best = self.tally.best
+        return trial_row(self.experiment, best, is_best=True) if best else None
+
+    @cached_property
+    def ranking(self) -> list[int]:
+        """Places of the trials that have a value, the best first, equal ones by number."""
+        sign = 1 if self.experiment.objective.type is ObjectiveType.MINIMIZE else -1
+        return [place for _, place in sorted((sign * v, place) for place, v in enumerate(self.values) if v is not None)]
+
+    @cached_property
+    def best_so_far(self) -> list[float | None]:
+        """By place, the best value among that trial and those before it; None before the first one."""
+        best: float | None = None
+        reached = []
+        for trial, value in zip(self.trials, self.values, strict=True):
+            if value is not None and trial.condition.is_terminal:
+                best = value if best is None or self.experiment.objective.is_better(value, best) else best
+            reached.append(best)
+        return reached
 
     @property
     def metric(self) -> str:
@@ -54,21 +91,20 @@ class Summary:
     @property
     def counts(self) -> dict[TrialCondition, int]:
         """Number of trials in each condition that occurs, in the order of the conditions."""
-        found = Counter(row.condition for row in self.rows)
-        return {condition: found[condition] for condition in TrialCondition if found[condition]}
+        return {condition: count for condition, count in self.tally.counts.items() if count}
 
     @property
     def completed(self) -> int:
         """Trials that have ended."""
-        return sum(count for condition, count in self.counts.items() if condition.is_terminal)
+        return self.tally.completed
 
     @property
     def elapsed_s(self) -> float | None:
         """Seconds from the first trial's start to the last one's end; None while trials may follow."""
-        if not self.verdict.condition.is_terminal or not self.rows:
+        if not self.verdict.condition.is_terminal or not self.trials:
             return None
-        started = min((row.started for row in self.rows if row.started), default="")
-        return seconds_between(started, max(row.completed for row in self.rows))
+        started = min((trial.started for trial in self.trials if trial.started), default="")
+        return seconds_between(started, max(trial.completed for trial in self.trials))
 
     @property
     def progress(self) -> str:
@@ -108,17 +144,18 @@ class Summary:
         """Why there is no best trial, in a sentence; "" when there is one."""
         if self.best is not None:
             return ""
-        if not self.rows:
+        if not self.trials:
             return "No trial has been created yet."
-        if self.completed < len(self.rows):
+        if self.completed < len(self.trials):
             return f"No trial has reported {self.metric} yet."
-        return f"{_trials(len(self.rows))} ended, none with a value of {self.metric}."
+        return f"{_trials(len(self.trials))} ended, none with a value of {self.metric}."
 
     @property
     def reasons(self) -> list[str]:
         """Why trials ended without a value: how often, condition, reason and message; the five most frequent ones."""
-        lost = [row for row in self.rows if row.condition.is_terminal and row.objective is None]
-        found = Counter(_explain(row) for row in lost)
+        judged = enumerate(zip(self.trials, self.values, strict=True))
+        lost = [place for place, (trial, value) in judged if trial.condition.is_terminal and value is None]
+        found = Counter(_explain(row) for row in self.rows(lost))
         return [f"{count} × {what}" for what, count in found.most_common(5)]
 
 
