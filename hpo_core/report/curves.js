@@ -114,7 +114,7 @@ function curveLegend(place, data) {
   });
   const line = (shade) => svg("polyline", { class: `line ${shade}`, points: "0,7 16,7" });
   const best = numbers.has(data.best) ? [legendEntry(line("winner"), "best trial")] : [];
-  const better = shown.some((trial) => trial.shade !== null) ? [legendEntry(line("s7"), "better"), legendEntry(line("s2"), "worse")] : [];
+  const better = shown.some((trial) => trial.shade !== null) ? [legendEntry(line("s7"), "better"), legendEntry(line("s3"), "worse")] : [];
   return html("ul", { class: "legend" }, ...best, ...better, ...entries);
 }
 

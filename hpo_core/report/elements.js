@@ -29,6 +29,14 @@ function short(value) {
 }
 
 const cut = (text, letters) => (text.length > letters ? `${text.slice(0, Math.max(letters - 1, 1))}…` : text);
+
+// Shortened in the middle, as names often differ at their ends only.
+function cutMiddle(text, letters) {
+  if (text.length <= letters) return text;
+  const head = Math.max(Math.ceil((letters - 1) / 2), 1);
+  return `${text.slice(0, head)}…${text.slice(text.length - Math.max(letters - 1 - head, 1))}`;
+}
+
 const counted = (count) => count.toLocaleString("en");
 
 // --- The tip ------------------------------------------------------------------------------------------------------

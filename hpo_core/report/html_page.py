@@ -125,7 +125,7 @@ def _header(summary: Summary) -> str:
     experiment, objective = summary.experiment, summary.experiment.objective
     condition = summary.verdict.condition
     counts = "".join(
-        f'<li class="c-{c}"><i class="dot"></i><b>{n}</b> {condition_text(c).lower()}</li>'
+        f'<li class="c-{c}"><i class="dot"></i><b>{n:,}</b> {condition_text(c).lower()}</li>'
         for c, n in summary.counts.items()
     )
     aim = f"{objective.type} {summary.metric}" + (f", goal {summary.goal}" if summary.goal else "")

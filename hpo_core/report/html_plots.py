@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from hpo_core.report.curves import Curve
+from hpo_core.report.curves import MOST_CURVES, Curve
 from hpo_core.report.importance import FEWEST_TRIALS, importance
 from hpo_core.report.plot_data import SHADES, curve_metrics
 from hpo_core.report.rows import printable
@@ -44,7 +44,7 @@ def _parallel() -> str:
         'to clear it.</p><p class="ramp muted"><span>worse</span>'
         f'<span class="shades" aria-hidden="true">{shades}</span><span>better</span>'
         '<i class="shade-best" aria-hidden="true"></i><span>best trial</span></p>'
-        '<div class="wide" data-plot="parallel"></div></section>'
+        '<div class="wide"><div data-plot="parallel"></div></div></section>'
     )
 
 
@@ -101,12 +101,11 @@ def _curves(summary: Summary, curves: Mapping[int, Mapping[str, Curve]]) -> str:
         for index, name in enumerate(names)
     )
     chosen = f'<fieldset class="choice"><legend>Metric</legend>{choice}</fieldset>' if len(names) > 1 else ""
-    subject = f"of {len(curves)} trials" if len(curves) > 1 else "of one trial"
-    left_out = len(summary.trials) - len(curves)
-    which = ": the best ones, and those that run" if left_out and len(curves) > 1 else ""
+    subject = f"{len(curves)} of {len(summary.trials):,} trials"
+    which = ", the best ones and those that run," if len(curves) == MOST_CURVES else ""
     return (
         '<section class="card plots" aria-labelledby="curves"><div class="head"><h2 id="curves">Curves</h2>'
-        f'{chosen}</div><p class="muted">Reports {subject}{which}, in the order in which each made them.</p>'
+        f'{chosen}</div><p class="muted">What {subject}{which} reported, first report first.</p>'
         '<div data-plot="curveLegend"></div><div data-plot="curves"></div></section>'
     )
 

@@ -4,8 +4,9 @@
 
 const AXIS_HEIGHT = 280;
 const AXIS_TOP = 40;
-const AXIS_GAP = 84; // Least distance of two axes in pixels; the plot scrolls where they need more than there is.
+const AXIS_GAP = 72; // Least distance of two axes in pixels; the plot scrolls where they need more than there is.
 const AXIS_LETTER = 6.2;
+const NAME_LETTER = 7.7;
 const GRIP = 7; // A pointer this near to a range's end takes hold of it, in pixels.
 const STEPS = 50; // Arrow keys move a handle by this part of an axis without bands.
 
@@ -43,8 +44,8 @@ const shareOf = (height) => Math.min(Math.max(1 - (height - AXIS_TOP) / AXIS_HEI
 
 function parallelLayout(axes, width) {
   const guess = width / axes.length;
-  const nameWidth = (axis) => Math.min(axis.name.length * (AXIS_LETTER + 1), guess - 10) / 2;
-  const tickWidth = (axis) => Math.min(Math.max(...axis.ticks.map((tick) => tick.text.length)), 14) * AXIS_LETTER + 14;
+  const nameWidth = (axis) => Math.min(axis.name.length * NAME_LETTER, guess - 12) / 2 + 2;
+  const tickWidth = (axis) => Math.min(Math.max(...axis.ticks.map((tick) => tick.text.length)) * AXIS_LETTER, guess - 18) + 16;
   const left = Math.max(nameWidth(axes[0]), tickWidth(axes[0]));
   const right = Math.max(nameWidth(axes[axes.length - 1]), tickWidth(axes[axes.length - 1]));
   const gap = (width - left - right) / (axes.length - 1);
@@ -66,23 +67,23 @@ function linePath(places, tag, trial, data) {
 }
 
 function axisTicks(axis, x, gap, last) {
-  const letters = Math.max(Math.floor((gap - 16) / AXIS_LETTER), 3);
-  const side = last ? { x: x + 9, "text-anchor": "start" } : { x: x - 9, "text-anchor": "end" };
+  const letters = Math.max(Math.floor((gap - 18) / AXIS_LETTER), 3);
+  const side = last ? { x: x + 11, "text-anchor": "start" } : { x: x - 11, "text-anchor": "end" };
   let taken = Infinity;
   const drawn = [];
   for (const tick of axis.ticks) {
     const y = heightOf(tick.at);
     if (y > taken - 13) continue;
     taken = y;
-    const text = cut(tick.full ?? tick.text, last ? 14 : letters);
+    const text = cut(tick.full ?? tick.text, letters);
     drawn.push(svg("line", { class: "axis", x1: x - 4, x2: x + 4, y1: y, y2: y }));
-    drawn.push(svg("text", { class: "halo", ...side, y: y + 4 }, text));
+    drawn.push(svg("text", { class: "halo over-lines", ...side, y: y + 4 }, text));
   }
   return drawn;
 }
 
 function axisName(axis, x, gap) {
-  const text = cut(axis.name, Math.floor((gap - 8) / (AXIS_LETTER + 1)));
+  const text = cutMiddle(axis.name, Math.floor((gap - 12) / NAME_LETTER));
   const hint = text === axis.name ? null : svg("title", {}, axis.name);
   const title = svg("text", { class: "title", x, y: 12, "text-anchor": "middle" }, text, hint);
   const note = axis.log ? svg("text", { class: "note", x, y: 26, "text-anchor": "middle" }, "log") : null;

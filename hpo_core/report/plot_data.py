@@ -7,6 +7,7 @@ only draw.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from hpo_core.space import Distribution, ParameterSpec, ParameterType, Value
 from hpo_core.trial import TrialCondition
 
 SHADES = 8
-"""Colours from the worst trials to the best ones, each for an equal share of the trials with a value."""
+"""Colours from the worst trials to the best ones; the better, the fewer trials have one, so that the best stand out."""
 _CURVE_DIGITS = 5
 # A script element ends at its first end tag, and `<!--` changes how it is read; the other two are for good measure.
 _ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
@@ -86,10 +87,10 @@ def _trial(row: TrialRow, parameters: Sequence[ParameterSpec], shade: int | None
 
 
 def _shades(summary: Summary, places: Sequence[int]) -> dict[int, int]:
-    """Colour of each shown trial that has a value, by place: 0 for the worst eighth, 7 for the best one."""
+    """Colour of each shown trial that has a value, by place: 7 for the best 1.6 %, 0 for the worst 23 %."""
     shown = set(places)
     ranked = [place for place in summary.ranking if place in shown]
-    return {place: SHADES - 1 - rank * SHADES // len(ranked) for rank, place in enumerate(ranked)}
+    return {place: SHADES - 1 - int(SHADES * math.sqrt(rank / len(ranked))) for rank, place in enumerate(ranked)}
 
 
 def _place(parameter: ParameterSpec, value: Value | None) -> Value | None:

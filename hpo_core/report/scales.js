@@ -8,7 +8,7 @@ const FEW_WHOLE = 12; // So many whole numbers are drawn as bands, like items.
 function niceStep(span, count) {
   const raw = span / Math.max(count, 1);
   const power = 10 ** Math.floor(Math.log10(raw));
-  const lead = raw / power;
+  const lead = raw / power - 1e-9;
   return power * (lead <= 1 ? 1 : lead <= 2 ? 2 : lead <= 5 ? 5 : 10);
 }
 
@@ -92,7 +92,7 @@ function objectiveScale(data, from, to, count) {
 
 const isFew = (parameter) => parameter.integer && !parameter.log && parameter.maximum - parameter.minimum < FEW_WHOLE;
 
-function parameterScale(parameter, from, to, margin = 8, count = Math.max(2, Math.floor((to - from) / 75))) {
+function parameterScale(parameter, from, to, margin = 8, count = Math.max(2, Math.floor((to - from) / 68))) {
   if (parameter.items) return listScale(parameter.items, from, to);
   const [low, high] = widened(parameter.minimum, parameter.maximum);
   const options = { count, integer: parameter.integer };

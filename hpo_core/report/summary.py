@@ -110,7 +110,7 @@ class Summary:
     def progress(self) -> str:
         """How many trials are done, of how many."""
         most = self.experiment.max_trial_count
-        return f"{self.completed} of {most}" if most is not None else str(self.completed)
+        return f"{self.completed:,} of {most:,}" if most is not None else f"{self.completed:,}"
 
     @property
     def goal(self) -> str:
@@ -156,11 +156,11 @@ class Summary:
         judged = enumerate(zip(self.trials, self.values, strict=True))
         lost = [place for place, (trial, value) in judged if trial.condition.is_terminal and value is None]
         found = Counter(_explain(row) for row in self.rows(lost))
-        return [f"{count} × {what}" for what, count in found.most_common(5)]
+        return [f"{count:,} × {what}" for what, count in found.most_common(5)]
 
 
 def _trials(count: int) -> str:
-    return f"{count} trial" if count == 1 else f"{count} trials"
+    return f"{count} trial" if count == 1 else f"{count:,} trials"
 
 
 def _explain(row: TrialRow) -> str:

@@ -35,13 +35,16 @@ function drawTrials(root, data, place, y, bottom) {
   }
 }
 
-function drawGoal(root, data, y, left, right) {
+// The goal's label stands at the end that is farther from the best trial.
+function drawGoal(root, data, x, y, { left, right }) {
   const goal = data.objective.goal;
   if (goal === null) return;
   if (y.near) {
     const line = y.at(goal);
     root.append(svg("line", { class: "goal", x1: left, x2: right, y1: line, y2: line }));
-    root.append(svg("text", { class: "halo", x: left + 6, y: line - 6 }, `goal ${short(goal)}`));
+    const isLeft = data.best === null || x.at(data.best) > (left + right) / 2;
+    const end = isLeft ? { x: left + 6, "text-anchor": "start" } : { x: right - 6, "text-anchor": "end" };
+    root.append(svg("text", { class: "halo", ...end, y: line - 6 }, `goal ${short(goal)}`));
     return;
   }
   root.append(svg("text", { x: right, y: 12, "text-anchor": "end" }, `goal ${short(goal)} is outside of this range`));
@@ -57,20 +60,20 @@ function drawCourse(root, data, x, y) {
   root.append(svg("path", { class: "course", d: path }));
 }
 
-// Left of the point, where the best so far is never as good; without room there, on the side where no trial is better.
-function labelBest(root, data, x, y, left) {
+// On the side where no better trial can be; `bottomRoom` and the space over the plot keep it free.
+function labelBest(root, data, x, y, { left, right }) {
   const best = data.trials.find((trial) => trial.number === data.best);
   const text = `best ${short(best.objective)}`;
-  const across = x.at(best.number);
-  const height = y.at(best.objective);
-  const roomy = across - left > text.length * (LETTER + 1) + 18;
-  const attributes = roomy
-    ? { x: across - 15, y: height + 4, "text-anchor": "end" }
-    : { x: across + 4, y: height + (data.objective.minimize ? 26 : -16) };
-  root.append(svg("text", { class: "halo strong", ...attributes }, text));
+  const half = (text.length * (LETTER + 0.8)) / 2;
+  const middle = Math.min(Math.max(x.at(best.number), left + half), right - half);
+  const height = y.at(best.objective) + (data.objective.minimize ? 24 : -15);
+  root.append(svg("text", { class: "halo strong", x: middle, y: height, "text-anchor": "middle" }, text));
 }
 
-const hasMissing = (data) => data.trials.some((trial) => trial.objective === null);
+// Pixels under the lowest value: for the ticks of trials without a value, and the label of a best one that is low.
+function bottomRoom(data, label) {
+  return 12 + (data.trials.some((trial) => trial.objective === null) ? 10 : 0) + (label && data.objective.minimize ? 18 : 0);
+}
 
 function legendEntry(symbol, text) {
   return html("li", {}, svg("svg", { width: 16, height: 14, "aria-hidden": "true" }, symbol), text);
@@ -92,17 +95,17 @@ function objectivePlot(place, data) {
   const label = `${data.objective.name} of each trial, and the best so far`;
   const { root, width, height } = canvas(place, 330, { label });
   const bottom = height - 46;
-  const y = objectiveScale(data, bottom - (hasMissing(data) ? 22 : 14), 38, 6);
+  const y = objectiveScale(data, bottom - bottomRoom(data, true), 38, 6);
   const left = widest(y) + 10;
   const last = data.trials[data.trials.length - 1].number;
   const count = Math.floor((width - left) / 60);
   const x = linearScale(...widened(Math.min(1, last), last), left + 12, width - 12, { count, integer: true });
   leftAxis(root, y, left, width, data.objective.name);
   bottomAxis(root, x, bottom, { left, right: width, titleAt: bottom + 39 }, "trial");
-  drawGoal(root, data, y, left, width);
+  drawGoal(root, data, x, y, { left, right: width });
   drawCourse(root, data, x, y);
   drawTrials(root, data, (trial) => x.at(trial.number), y, bottom);
-  if (data.best !== null) labelBest(root, data, x, y, left);
+  if (data.best !== null) labelBest(root, data, x, y, { left, right: width });
   return root;
 }
 
@@ -113,7 +116,7 @@ function parameterPlot(place, data) {
   const label = `${data.objective.name} against ${parameter.name}`;
   const { root, width, height } = canvas(place, 230 + extra, { label });
   const bottom = height - extra - 44;
-  const y = objectiveScale(data, bottom - (hasMissing(data) ? 20 : 14), 34, 4);
+  const y = objectiveScale(data, bottom - bottomRoom(data, false), 34, 4);
   const left = widest(y) + 10;
   const x = parameterScale(parameter, left, width);
   leftAxis(root, y, left, width, data.objective.name);
