@@ -21,14 +21,16 @@ class LogKeeper:
 
     def __init__(self) -> None:
         self._head, self._tail = bytearray(), bytearray()
-        self._left_out = 0
+        self._left_out = self._gap = 0
         self.size = 0
 
     def feed(self, data: bytes, *, missing: int = 0) -> None:
         """Take in a piece of output; `missing` bytes before it could not be had."""
         self.size += missing + len(data)
-        if missing:  # the tail is what comes behind the last gap, so that it has none inside
-            self._left_out += missing + len(self._tail)
+        self._gap += missing
+        if self._gap and data:  # the tail is what comes behind the last gap, so that it has none inside
+            self._left_out += self._gap + len(self._tail)
+            self._gap = 0
             self._tail.clear()
         room = max(LOG_HEAD_BYTES - len(self._head), 0) if not self._left_out else 0
         self._head += data[:room]
@@ -38,10 +40,13 @@ class LogKeeper:
             del self._tail[:-LOG_TAIL_BYTES]
 
     def content(self) -> bytes:
-        """Return what was kept; a line says how much was left out between head and tail."""
+        """Return what was kept; a line says how much was left out between head and tail, and behind it."""
         left_out = self._left_out + max(len(self._tail) - LOG_TAIL_BYTES, 0)
-        gap = b"\n[... %d bytes left out ...]\n" % left_out if left_out else b""
-        return bytes(self._head) + gap + bytes(self._tail[-LOG_TAIL_BYTES:])
+        return b"".join([self._head, _note(left_out), self._tail[-LOG_TAIL_BYTES:], _note(self._gap)])
+
+
+def _note(left_out: int) -> bytes:
+    return b"\n[... %d bytes left out ...]\n" % left_out if left_out else b""
 
 
 def is_success(exited: Exited) -> bool:

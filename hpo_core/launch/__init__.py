@@ -47,7 +47,7 @@ class Output:
 
     Attributes:
         name: The workload.
-        data: The piece.
+        data: The piece; empty only where what came last is missing.
         missing: Bytes between this piece and the one before that could not be had.
     """
 
@@ -104,9 +104,10 @@ class Launcher(Protocol):
         ...
 
     def events(self, timeout_s: float) -> list[Event]:
-        """Wait until something happened, at most that long, and return all of it in order; empty after the time.
+        """Wait until something happened, at most that long, and return it in order; empty after the time.
 
-        Each submitted workload gets exactly one `Exited`, after its last `Output`.
+        Of one that prints very much only a part is returned, so that others need not wait for it; the next call gives
+        what follows, without waiting. Each submitted workload gets exactly one `Exited`, after its last `Output`.
         """
         ...
 

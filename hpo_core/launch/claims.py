@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpo_core.launch.supervisor import SEGMENT_BYTES
-
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 256 << 10
 KILL_S = 5.0
 """How long a killed process is waited for; one that hangs in the kernel is let be."""
 
@@ -93,16 +92,26 @@ def _kill_carriers(group: str, name: str) -> bool:
 
 
 class LogTail:
-    """Reads a supervised trial's log from its start, piece by piece, while it grows and loses its middle."""
+    """Reads a supervised trial's log from its start, piece by piece, while it grows and loses its middle.
+
+    Attributes:
+        position: Where in all of the output the next piece is looked for.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._position = 0
+        self._segment = -1  # where it begins
         self._missing = 0
+        self.position = 0
 
-    def read(self) -> Iterator[tuple[bytes, int]]:
-        """Yield the new pieces in order, each with the number of bytes before it that are gone."""
-        while True:
+    def read(self, most_bytes: float = math.inf) -> Iterator[tuple[bytes, int]]:
+        """Yield the new pieces in order, each with the number of bytes before it that are gone.
+
+        Args:
+            most_bytes: No further piece is given after so many bytes.
+        """
+        given = 0
+        while given < most_bytes:
             data = self._piece()
             if not data:
                 following = self._following()
@@ -110,24 +119,24 @@ class LogTail:
                     return
                 data = self._piece()  # once more, for now that the next segment is there this one grows no longer
                 if not data:
-                    self._missing += following * SEGMENT_BYTES - self._position
-                    self._position = following * SEGMENT_BYTES
+                    self._missing += following - self.position
+                    self._segment = self.position = following
                     continue
-            self._position += len(data)
+            self.position += len(data)
+            given += len(data)
             missing, self._missing = self._missing, 0
             yield data, missing
 
     def _piece(self) -> bytes:
         """What comes next in its segment; empty when nothing does yet, or the segment is gone."""
-        index, offset = divmod(self._position, SEGMENT_BYTES)
         try:
-            with (self._folder / f"log.{index:06d}").open("rb") as file:
-                file.seek(offset)
-                return file.read(min(CHUNK_BYTES, SEGMENT_BYTES - offset))
+            with (self._folder / f"log.{self._segment:015d}").open("rb", buffering=0) as file:
+                file.seek(self.position - self._segment)
+                return file.read(CHUNK_BYTES)
         except FileNotFoundError:
             return b""
 
     def _following(self) -> int | None:
-        """The next segment after this one that is there."""
-        there = (int(path.suffix[1:]) for path in self._folder.glob("log.[0-9]*"))
-        return min((index for index in there if index > self._position // SEGMENT_BYTES), default=None)
+        """Where the next segment after this one begins that is there."""
+        there = (int(path.suffix[1:]) for path in self._folder.glob("log.*"))
+        return min((start for start in there if start > self._segment), default=None)

@@ -25,11 +25,18 @@ from hpo_core.launch.command import read_command, trial_environment
 
 POLL_S = 0.1
 """How often output is looked for; exits wake the launcher at once."""
+OUTPUT_BYTES = 512 << 10
+"""After so much output of one workload it is the others' turn."""
 
 
 @dataclass
 class _Watched:
-    """A workload that is being followed."""
+    """A workload that is being followed.
+
+    Attributes:
+        is_over: Its supervisor is gone; its end is told once all of its output has been.
+        is_behind: It has printed more than was given.
+    """
 
     name: str
     folder: Path
@@ -38,6 +45,8 @@ class _Watched:
     pidfd: int = -1
     started: bool = False
     stopping: bool = False
+    is_over: bool = False
+    is_behind: bool = False
     code: int = 0
 
 
@@ -58,7 +67,6 @@ class LocalLauncher:
         self._threads = max(1, len(os.sched_getaffinity(0)) // parallel)
         self._watched: dict[str, _Watched] = {}
         self._by_pidfd: dict[int, _Watched] = {}
-        self._pending: list[Event] = []
         self._poll = select.poll()
         self._looked = 0.0
 
@@ -89,18 +97,14 @@ class LocalLauncher:
                 return  # it has just ended, its exit is about to be told
 
     def events(self, timeout_s: float) -> list[Event]:
-        """See `Launcher.events`."""
+        """See `Launcher.events`; of what a workload printed it gives about OUTPUT_BYTES at once."""
         until = time.monotonic() + timeout_s
         while True:
-            events, self._pending = self._pending, []
-            wait_s = 0.0 if events else max(min(until - time.monotonic(), POLL_S), 0.0)
-            ended = [self._by_pidfd[pidfd] for pidfd, _ in self._poll.poll(wait_s * 1000)]
-            for watched in ended:
-                events += self._on_exit(watched)
-            if time.monotonic() - self._looked >= POLL_S:
-                self._looked = time.monotonic()
-                for watched in list(self._watched.values()):
-                    events += self._look(watched)
+            at_once = any(watched.is_over or watched.is_behind for watched in self._watched.values())
+            wait_s = 0.0 if at_once else max(min(until - time.monotonic(), POLL_S), 0.0)
+            for pidfd, _ in self._poll.poll(wait_s * 1000):
+                self._on_exit(self._by_pidfd[pidfd])
+            events = self._look_around()
             if events or time.monotonic() >= until:
                 return events
 
@@ -132,7 +136,7 @@ class LocalLauncher:
         try:
             watched.pidfd = os.pidfd_open(pid)
         except OSError:  # nobody has that number, or a power cut has emptied the claim
-            self._pending += self._conclude(watched)
+            self._end(watched)
             return
         if watched.process is None:
             # Asked after the process was taken hold of: had it died before, its number might be another's by now.
@@ -140,7 +144,7 @@ class LocalLauncher:
                 pass
             if dead:
                 os.close(watched.pidfd)
-                self._pending += self._conclude(watched)
+                self._end(watched)
                 return
         self._by_pidfd[watched.pidfd] = watched
         self._poll.register(watched.pidfd, select.POLLIN)
@@ -151,7 +155,7 @@ class LocalLauncher:
         os.close(watched.pidfd)
         watched.pidfd = -1
 
-    def _on_exit(self, watched: _Watched) -> list[Event]:
+    def _on_exit(self, watched: _Watched) -> None:
         self._unfollow(watched)
         if watched.process is not None:
             watched.code = watched.process.wait()
@@ -160,8 +164,28 @@ class LocalLauncher:
                 self._follow(watched)
                 if watched.stopping:
                     self.stop(watched.name)
-                return []
-        return self._conclude(watched)
+                return
+        self._end(watched)
+
+    def _end(self, watched: _Watched) -> None:
+        """Take note that a workload's supervisor is gone; what that left running is ended."""
+        watched.is_over = True
+        if not (watched.folder / "exit").exists():
+            with dead_claim(watched.folder) as dead:
+                if dead:
+                    end_leftovers(watched.folder, watched.name)
+
+    def _look_around(self) -> list[Event]:
+        everywhere = time.monotonic() - self._looked >= POLL_S
+        if everywhere:
+            self._looked = time.monotonic()
+        events: list[Event] = []
+        for watched in list(self._watched.values()):
+            if everywhere or watched.is_over or watched.is_behind:
+                events += self._look(watched)
+                if watched.is_over and not watched.is_behind:
+                    events += self._conclude(watched)
+        return events
 
     def _look(self, watched: _Watched) -> Iterator[Event]:
         if not watched.started:
@@ -169,26 +193,27 @@ class LocalLauncher:
             if since is not None:
                 watched.started = True
                 yield Started(watched.name, float(since))
-        for data, missing in watched.log.read():
+        given = 0
+        for data, missing in watched.log.read(OUTPUT_BYTES):
+            given += len(data)
             yield Output(watched.name, data, missing)
+        watched.is_behind = given >= OUTPUT_BYTES
 
-    def _conclude(self, watched: _Watched) -> list[Event]:
-        """Tell the end of a workload whose supervisor is gone."""
-        events = list(self._look(watched))
-        facts = read_facts(watched.folder / "exit")
-        if facts:
-            exited = self._exit(watched, facts)
-        elif (watched.folder / "claim").exists():
-            with dead_claim(watched.folder):
-                end_leftovers(watched.folder, watched.name)
-            events += self._look(watched)
-            exited = Exited(watched.name, None, "Lost", "its supervisor died, so nobody saw how it ended")
-        else:
-            exited = Exited(watched.name, None, "CannotStart", _why_not(watched))
-        if watched.stopping and not facts:
-            exited = Exited(watched.name, None, "Stopped")  # before its supervisor could take the order
+    def _conclude(self, watched: _Watched) -> Iterator[Event]:
+        """Tell the end of a workload whose supervisor is gone and whose output has been given."""
         del self._watched[watched.name]
-        return [*events, exited]
+        facts = read_facts(watched.folder / "exit")
+        missing = int(facts.get("printed", 0)) - watched.log.position
+        if missing > 0:  # it ended while the disk was full
+            yield Output(watched.name, b"", missing)
+        if facts:
+            yield self._exit(watched, facts)
+        elif watched.stopping:
+            yield Exited(watched.name, None, "Stopped")  # before its supervisor could take the order
+        elif (watched.folder / "claim").exists():
+            yield Exited(watched.name, None, "Lost", "its supervisor died, so nobody saw how it ended")
+        else:
+            yield Exited(watched.name, None, "CannotStart", _why_not(watched))
 
     def _exit(self, watched: _Watched, facts: Mapping[str, str]) -> Exited:
         code, reason = int(facts["code"]), facts.get("reason", "")

@@ -7,7 +7,8 @@ brings compiled: the public `signal` alone would cost 4 ms and a megabyte. In DI
 
     claim        who supervises this trial, one `fact=value` a line. It appears already locked, and the lock is held
                  for life: locked means alive, and a claim without a lock can only mean death
-    log.000000   what the trial printed, in segments of SEGMENT_BYTES; the first and the last KEPT_SEGMENTS stay
+    log.0...0    what the trial printed, in segments of at most SEGMENT_BYTES; the name tells where in all of the output
+                 a segment begins; the first and the last KEPT_SEGMENTS stay, fewer where the disk is full
     exit         how it ended, one `fact=value` a line; appears whole, by rename, when the last descendant is gone
 
 SIGTERM asks it to stop the trial: SIGTERM to the trial's group, GRACE_S later SIGKILL to every descendant. A deadline
@@ -25,7 +26,12 @@ import time
 
 CLAIMED = 75
 SEGMENT_BYTES = 8 << 20
-KEPT_SEGMENTS = 3
+KEPT_SEGMENTS = 16
+PIECE_BYTES, PIPE_BYTES = 256 << 10, 1 << 20
+RESERVE_BYTES = 64 << 20  # of the disk that output leaves free for others, or a sixteenth where that is less
+RETRY_S = 0.25  # how often a full disk is tried again
+SOON_S, PAUSE_S = 0.005, 0.002  # output that comes again so soon is let gather for that long
+F_SETPIPE_SZ = 1031
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGKILL, SIGTERM, SIGPIPE = 9, 15, 13
 MEMORY_CHECK_S = 0.25
@@ -33,41 +39,84 @@ LINGER_S, GIVE_UP_S = 0.2, 30.0
 
 
 class Log:
-    """The trial's output on disk, bounded: the head and the tail stay, what lies between goes."""
+    """The trial's output on disk, bounded: the head and the tail stay, what lies between goes.
+
+    On a full disk its own middle goes first; then what the trial prints is dropped and counted, until there is room.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._size = 0
         self._file = -1
-        self.dropped = 0
+        self._room = 0  # in the segment that is written to
+        self._segments: list[str] = []
+        self._retry_at = 0.0
+        self.size = self.dropped = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: memoryview) -> None:
         while data:
-            room = SEGMENT_BYTES - self._size % SEGMENT_BYTES
-            self._append(data[:room])
-            data = data[room:]
+            count = self._append(data)
+            if not count:
+                self.dropped += len(data)
+            self.size += count or len(data)
+            data = data[count or len(data) :]
 
-    def _append(self, data: bytes) -> None:
-        at, self._size = self._size, self._size + len(data)
-        try:
-            if at % SEGMENT_BYTES == 0:
-                self._next_segment(at // SEGMENT_BYTES)
-            while data:
-                data = data[os.write(self._file, data) :]
-        except OSError:  # a full disk must not end the trial; what it prints up to the next segment is lost and counted
-            self.dropped += len(data)
-            self._close()
+    def _append(self, data: memoryview) -> int:
+        """Writes a piece; returns its length, 0 when there is no room on the disk."""
+        if self._file < 0 and time.monotonic() < self._retry_at:
+            return 0
+        while True:
+            try:
+                if not self._room:
+                    self._next_segment()
+                if is_nearly_full(self._file):
+                    raise OSError
+                count = os.write(self._file, data[: self._room])
+            except OSError:
+                if self._drop_middle():
+                    continue
+                self._give_up_segment()
+                return 0
+            self._room -= count
+            return count
+
+    def _next_segment(self) -> None:
+        self._close()
+        path = f"{self._folder}/log.{self.size:015d}"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._room = SEGMENT_BYTES
+        self._segments.append(path)
+        if len(self._segments) > KEPT_SEGMENTS + 1:
+            self._drop_middle()
+
+    def _drop_middle(self) -> bool:
+        """Removes the oldest segment between the first and the last; False when there is none."""
+        if len(self._segments) < 3:
+            return False
+        remove(self._segments.pop(1))
+        return True
+
+    def _give_up_segment(self) -> None:
+        if self._room == SEGMENT_BYTES:
+            remove(self._segments.pop())
+        self._close()
+        self._retry_at = time.monotonic() + RETRY_S
 
     def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
-            self._file = -1
+        self._file, self._room = -1, 0
 
-    def _next_segment(self, index: int) -> None:
-        self._close()
-        self._file = os.open(f"{self._folder}/log.{index:06d}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if index > KEPT_SEGMENTS:
-            os.unlink(f"{self._folder}/log.{index - KEPT_SEGMENTS:06d}")
+
+def remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # somebody has cleared up while the trial ran
+
+
+def is_nearly_full(file: int) -> bool:
+    disk = os.fstatvfs(file)
+    return disk.f_bavail * disk.f_frsize < min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize >> 4)
 
 
 def claim(folder: str) -> int:
@@ -102,6 +151,11 @@ def start(command: list[str], output: int) -> tuple[int, int]:
         os._exit(0)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")  # where the machine has no memory left, the trial goes before its tuner
+    except OSError:
+        pass
     for number in (SIGTERM, SIGPIPE):
         _signal.signal(number, _signal.SIG_DFL)
     try:
@@ -113,15 +167,15 @@ def start(command: list[str], output: int) -> tuple[int, int]:
 
 def descendants(pid: int) -> list[int]:
     """Every process below this one, parents before children."""
-    found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                for child in file.read().split():
-                    found += [int(child), *descendants(int(child))]
-    except OSError:
-        pass  # it ended while we looked
-    return found
+    found = [pid]
+    for parent in found:
+        try:
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
+                    found += map(int, file.read().split())
+        except OSError:
+            continue  # it ended while we looked
+    return found[1:]
 
 
 def memory_bytes(limit: int) -> int:
@@ -136,7 +190,11 @@ def memory_bytes(limit: int) -> int:
             continue
     if resident <= limit:
         return resident
-    return sum(proportional_bytes(pid) for pid in pids)
+    used = sum(proportional_bytes(pid) for pid in pids)
+    if used <= limit:
+        return used
+    # Shares of one that ended in between counted twice: with its own, and with those it left them to.
+    return min(used, sum(proportional_bytes(pid) for pid in pids))
 
 
 def proportional_bytes(pid: int) -> int:
@@ -198,6 +256,8 @@ class Watch:
         self._poll.register(output, select.POLLIN)
         self._end = os.pidfd_open(pid)
         self._poll.register(self._end, select.POLLIN)
+        self._buffer = memoryview(bytearray(PIECE_BYTES))
+        self._count, self._pumped = 0, 0.0
         self.reason = ""
         self.peak = 0
 
@@ -219,7 +279,7 @@ class Watch:
             # At most a minute at once: poll counts in milliseconds and an int, and a deadline may be a month away.
             wait_ms = None if until == float("inf") else min(max((until - time.monotonic()) * 1000, 0) + 1, 60_000)
             ready = [file for file, _ in self._poll.poll(wait_ms)]
-            if self._output in ready and not self.pump():
+            if self._output in ready and not self.pump_calmly():
                 self._poll.unregister(self._output)
             if self._wakeup in ready:
                 os.read(self._wakeup, 64)
@@ -239,17 +299,26 @@ class Watch:
         if now >= self._deadline:
             self._stop("DeadlineExceeded")
         if now >= self._check_at:
-            self._check_at = now + MEMORY_CHECK_S
             used = memory_bytes(self._memory_limit)
+            took_s = time.monotonic() - now  # shares of very much memory are slow to tell
+            self._check_at = now + max(MEMORY_CHECK_S, 20 * took_s)
             self.peak = max(self.peak, used)
             if used > self._memory_limit:
                 self._stop("OutOfMemory", grace_s=0.0)
 
     def pump(self) -> bool:
         """Moves a piece of output to the log; False at its end."""
-        data = os.read(self._output, 1 << 16)
-        self._log.write(data)
-        return bool(data)
+        self._count = os.readv(self._output, [self._buffer])
+        self._log.write(self._buffer[: self._count])
+        return self._count > 0
+
+    def pump_calmly(self) -> bool:
+        """Does so, and lets a trial that prints in little pieces go on a while before the next one."""
+        if self._count < PIECE_BYTES and time.monotonic() - self._pumped < SOON_S:
+            time.sleep(PAUSE_S)
+        going_on = self.pump()
+        self._pumped = time.monotonic()
+        return going_on
 
     def drain(self) -> None:
         """Moves what is left; everyone who could write more is gone."""
@@ -275,6 +344,10 @@ def main(arguments: list[str]) -> None:
         os._exit(CLAIMED)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     output, trial_output = os.pipe()
+    try:
+        fcntl.fcntl(output, F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass  # the user has too many; it only holds the trial up more
     pid, go = start(command, trial_output)
     os.close(trial_output)
     log = Log(folder)
@@ -294,6 +367,7 @@ def main(arguments: list[str]) -> None:
         "started": f"{started:.6f}",
         "ended": f"{ended:.6f}",
         "strays": strays,
+        "printed": log.size,
         "dropped": log.dropped,
         "peak_memory_bytes": watch.peak,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 from dataclasses import replace
 
@@ -170,6 +171,15 @@ def test_what_could_not_be_had_is_told_where_it_is_missing() -> None:
     assert log.size == 100_000 + 1000 + len(b"after the gap")
 
 
+def test_what_is_missing_at_the_end_takes_nothing_from_what_stands_before() -> None:
+    log = LogKeeper()
+    log.feed(b"loss=0.5\n")
+    log.feed(b"", missing=1000)
+    assert log.content() == b"loss=0.5\n\n[... 1000 bytes left out ...]\n"
+    log.feed(b"more", missing=5)
+    assert log.content() == b"loss=0.5\n\n[... 1005 bytes left out ...]\nmore"
+
+
 def test_kept_and_left_out_bytes_add_up_whatever_comes() -> None:
     for seed in range(30):
         rng, log, missing_in_all = random.Random(seed), LogKeeper(), 0
@@ -178,8 +188,8 @@ def test_kept_and_left_out_bytes_add_up_whatever_comes() -> None:
             log.feed(b"x" * rng.randrange(LOG_TAIL_BYTES), missing=missing)
             missing_in_all += missing
         content = log.content()
-        _, told, behind = content.partition(b"[... ")
-        left_out = int(behind.split()[0]) if told else 0
-        note = len(b"\n[... %d bytes left out ...]\n" % left_out) if told else 0
+        notes = re.findall(rb"\n\[\.\.\. (\d+) bytes left out \.\.\.\]\n", content)
+        left_out = sum(map(int, notes))
+        note = sum(len(b"\n[... %d bytes left out ...]\n" % int(number)) for number in notes)
         assert len(content) - note + left_out == log.size
         assert left_out >= missing_in_all
