@@ -16,13 +16,13 @@ from hpo_core import __version__, images, report, tuner
 from hpo_core.errors import LaunchError, Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.lint import lint
+from hpo_core.objects import LOCAL_STORE
+from hpo_core.publish import REPORT, SUMMARY
 from hpo_core.report.rows import best_row
 from hpo_core.space import Value
 from hpo_core.status import ExperimentCondition, Progress, Verdict
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner import Handle, Interruption, Place
-
-DEFAULT_STORE = "./.hpo"
 
 
 def require(version: str) -> None:
@@ -45,7 +45,7 @@ def build(context: str, *, image: str = "", name: str = "", store: str = "") -> 
     if image:
         print(f"the trainer image is given: {_as_given(image)}", flush=True)
         return _as_given(image)
-    built = images.build(Path(_as_given(context)), store_root=_place(store).objects.root, name=name)
+    built = images.build(Path(_as_given(context)), store_root=_place(store).home, name=name)
     for line in built.skipped:
         print(f"skipped {line}", flush=True)
     print(f"{'found' if built.already_built else 'built'} {built.reference}", flush=True)
@@ -87,9 +87,8 @@ def wait(handle: str, report_path: str, summary_path: str) -> str:
         waited = tuner.wait(store, place, show=_print_progress, should_stop=should_stop)
     if waited is None:
         sys.exit(130)
-    experiment, trials = store.load(), store.trials()
-    _write(report_path, report.html(experiment, trials, waited.verdict))
-    _write(summary_path, report.markdown(experiment, trials, waited.verdict))
+    _write(report_path, store.derived(REPORT) or "")
+    _write(summary_path, store.derived(SUMMARY) or "")
     return json.dumps(
         {"condition": waited.verdict.condition, "reason": waited.verdict.reason, "message": waited.verdict.message}
     )
@@ -176,7 +175,7 @@ def _as_given(text: str) -> str:
 
 
 def _place(store: str) -> Place:
-    return Place.of(_as_given(store) or os.environ.get("HPO_STORE", DEFAULT_STORE))
+    return Place.of(_as_given(store) or os.environ.get("HPO_STORE", LOCAL_STORE))
 
 
 def _store(handle: str) -> tuple[ExperimentStore, Place]:

@@ -102,10 +102,12 @@ class Attempt:
     Attributes:
         name: The workload's name.
         outcome: Why another attempt had to follow: `Interrupted` (uncounted) or `Lost`; "" for the current one.
+        site: Where it was started, as its launcher calls that; only a launcher of the same site can find it again.
     """
 
     name: str
     outcome: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Trial:
         reason: Why, in one word in CamelCase.
         message: Why, in a sentence that a person understands.
         observation: What it reported; None before its end.
+        metrics_incomplete: Whether a part of what it printed could not be read, and may have held metrics.
         log_cursor: Bytes of its output that were read.
         started: When its first attempt was seen running, RFC 3339 in UTC; "" before.
         completed: When it reached its terminal condition; "" before.
@@ -142,6 +145,7 @@ class Trial:
     stop_requested: StopRequest | None = None
     reason: str = "TrialCreated"
     message: str = ""
+    metrics_incomplete: bool = False
     log_cursor: int = 0
     created: str = ""
     started: str = ""
@@ -172,11 +176,11 @@ class Trial:
         request = self.stop_requested
         return replace(self, stop_requested=None) if request and not request.condition.is_terminal else self
 
-    def retry(self, experiment: Experiment, outcome: str) -> Trial:
-        """Return the trial with a next attempt, after the current one was `Interrupted` or `Lost`."""
+    def retry(self, experiment: Experiment, outcome: str, *, site: str = "") -> Trial:
+        """Return the trial with a next attempt at a site, after the current one was `Interrupted` or `Lost`."""
         self._check_open()
         ended = replace(self.attempts[-1], outcome=outcome)
-        following = Attempt(trial_name(experiment, self.number, len(self.attempts) + 1))
+        following = Attempt(trial_name(experiment, self.number, len(self.attempts) + 1), site=site)
         return replace(
             self,
             condition=TrialCondition.CREATED,
@@ -197,6 +201,7 @@ class Trial:
             reason=verdict.reason,
             message=verdict.message,
             observation=verdict.observation,
+            metrics_incomplete=verdict.metrics_incomplete,
             finished_seq=finished_seq,
             log_cursor=log_cursor,
             started=self.started or now,
@@ -210,23 +215,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialVerdict:
-    """How a trial ended: a terminal condition, why, and what it observed."""
+    """How a trial ended: a terminal condition, why, what it observed, and whether something of that was missed."""
 
     condition: TrialCondition
     reason: str
     message: str = ""
     observation: Observation | None = None
+    metrics_incomplete: bool = False
 
 
-def create_trial(experiment: Experiment, number: int, assignment: Assignment, *, asked_after: int, now: str) -> Trial:
-    """Make the trial of that number, with its first attempt named."""
+def create_trial(
+    experiment: Experiment, number: int, assignment: Assignment, *, asked_after: int, now: str, site: str = ""
+) -> Trial:
+    """Make the trial of that number, with its first attempt named, for a site."""
     return Trial(
         number=number,
         assignments=dict(assignment.values),
         labels=dict(assignment.labels),
         uid=_digest(experiment.uid, number)[:32],
         asked_after=asked_after,
-        attempts=(Attempt(trial_name(experiment, number, 1)),),
+        attempts=(Attempt(trial_name(experiment, number, 1), site=site),),
         created=now,
     )
 

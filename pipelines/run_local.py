@@ -21,8 +21,9 @@ from hpo_core.cli import show
 from hpo_core.errors import HpoError
 from hpo_core.launch.supervisor import descendants
 from hpo_core.lint import lint, read_text
+from hpo_core.publish import read_status
 from hpo_core.store import ExperimentStore, list_experiments
-from hpo_core.tuner import Interruption, Place, read_status, request_stop, wait_for_stop
+from hpo_core.tuner import Interruption, Place, request_stop, wait_for_stop
 
 
 def main() -> int:
@@ -103,8 +104,7 @@ def _leave(stores: list[ExperimentStore], place: Place) -> int:
         seen = wait_for_stop(store)
         stands = seen.verdict.message if seen else "it had not begun"
         print(f"{store.name}: {stands}; nothing of it is left running. To go on:")
-        document = place.objects.root / store.namespace / store.name / "experiment.yaml"
-        print(f"{_command()} run {document} --store {place.uri}")
+        print(f"{_command()} run {store.uri}/experiment.yaml --store {place.uri}")
     return 130
 
 
@@ -122,14 +122,16 @@ def _show(stores: list[ExperimentStore], place: Place, failure: str) -> int:
     experiment, seen = store.load(), read_status(store)
     print("\n")
     if seen is not None:
-        show.result(experiment, store.trials(), seen.verdict, place)
+        show.trials(experiment, store.trials())
+        print()
+        show.result(experiment, seen.verdict, seen.progress, store)
     retrained = json.loads(store.derived("retrain.json") or "{}")
     if failure or not retrained.get("succeeded"):
         print(f"the pipeline failed: {failure or retrained.get('message', 'no model was trained')}", file=sys.stderr)
         return 3
     print("retrained " + " ".join(f"{name}={value:g}" for name, value in retrained["metrics"].items()))
     for key in store.outputs("retrain"):
-        print(f"model   {place.objects.root / key}")
+        print(f"model   {place.objects.uri}/{key}")
     return 0
 
 

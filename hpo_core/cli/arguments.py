@@ -8,8 +8,7 @@ import os
 from hpo_core import __version__
 from hpo_core.cli import commands
 from hpo_core.lint import BACKENDS
-
-DEFAULT_STORE = "./.hpo"
+from hpo_core.objects import LOCAL_STORE
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,10 +105,33 @@ def _add_tuner_commands(adder: argparse._SubParsersAction[argparse.ArgumentParse
         adder,
         "stop",
         commands.stop,
-        "suspend an experiment: running trials are interrupted, `hpo run` goes on",
-        "hpo stop firstexperiment",
+        "suspend an experiment: running trials are interrupted, `hpo run` goes on; or end one trial as Killed",
+        "hpo stop firstexperiment\n  hpo stop firstexperiment 3",
     )
     _add_name(stop)
+    stop.add_argument("trial", nargs="?", default="", metavar="TRIAL", help="end this one alone: its number or name")
+    edit = _command(
+        adder,
+        "edit",
+        commands.edit,
+        "change an experiment's budget, while it runs or after; a finished one goes on in the background",
+        "hpo edit firstexperiment --max 24 --parallel 6",
+    )
+    _add_name(edit)
+    for option, field, help in (
+        ("--max", "maxTrialCount", "trials in all"),
+        ("--parallel", "parallelTrialCount", "trials at the same time"),
+        ("--max-failed", "maxFailedTrialCount", "failed trials after which the experiment fails"),
+    ):
+        edit.add_argument(option, type=int, dest=field, metavar="N", help=help)
+    delete = _command(
+        adder,
+        "delete",
+        commands.delete,
+        "remove an experiment with all of its records and models; one that runs has to be stopped first",
+        "hpo delete firstexperiment",
+    )
+    _add_name(delete)
 
 
 def _add_result_commands(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -180,9 +202,12 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_place(parser: argparse.ArgumentParser, *, namespace: bool = True) -> None:
-    default = os.environ.get("HPO_STORE", DEFAULT_STORE)
+    default = os.environ.get("HPO_STORE", LOCAL_STORE)
     parser.add_argument(
-        "--store", default=default, metavar="URI", help=f"where records are kept: {default}, or $HPO_STORE"
+        "--store",
+        default=default,
+        metavar="URI",
+        help=f"where records are kept, a directory or s3://BUCKET/PREFIX: {default}, or $HPO_STORE",
     )
     if namespace:
         parser.add_argument("--namespace", default="", metavar="NAME", help="instead of the YAML's")

@@ -6,9 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from hpo_core import lint as linting
 from hpo_core import manifest, search, tuner
@@ -17,15 +16,18 @@ from hpo_core.cli import show
 from hpo_core.errors import NotFound, Problem, SpecError
 from hpo_core.experiment import Draft, Experiment, dump_yaml, parse_yaml
 from hpo_core.experiment.document import near_miss
-from hpo_core.publish import report_page
+from hpo_core.experiment.model import BUDGET_FIELDS
+from hpo_core.publish import REPORT, read_status
 from hpo_core.space import Value
-from hpo_core.status import RUNNING, ExperimentCondition, Tally, Verdict, judge, katib_status
+from hpo_core.status import ExperimentCondition, Progress, Tally, Verdict
 from hpo_core.store import ExperimentStore, list_experiments, trial_from_json, trial_to_json
 from hpo_core.trial import Trial
 from hpo_core.tuner import Interruption, Place
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
+MOST_ROWS = 100
+"""A run of more trials does not print them all at its end."""
 NO_RESULT = 3
 INTERRUPTED = 130
 
@@ -82,7 +84,7 @@ def build(arguments: argparse.Namespace) -> int:
     place = _place(arguments)
     image = images.build(
         Path(arguments.context),
-        store_root=place.objects.root,
+        store_root=place.home,
         name=arguments.tag,
         build_args=dict(_pairs(arguments.build_arg, "--build-arg")),
     )
@@ -100,10 +102,13 @@ def run(arguments: argparse.Namespace) -> int:
     with Interruption() as interruption:
         final = tuner.run_experiment(experiment, place, should_stop=lambda: interruption.requested, show=progress)
     progress.close()
-    show.result(final.experiment, final.trials, final.verdict, place)
+    if len(final.trials) <= MOST_ROWS:
+        show.trials(final.experiment, final.trials)
+        print()
+    show.result(final.experiment, final.verdict, final.progress, place.store(experiment.namespace, experiment.name))
     if final.verdict.condition is ExperimentCondition.SUSPENDED:
         return INTERRUPTED
-    return _result_code(final.experiment, final.trials, final.verdict)
+    return _result_code(final.verdict, final.progress)
 
 
 def launch(arguments: argparse.Namespace) -> int:
@@ -123,19 +128,59 @@ def wait(arguments: argparse.Namespace) -> int:
     if waited is None:
         print(f"{store.name} goes on; `hpo wait {store.name}` shows it again, `hpo stop {store.name}` suspends it")
         return INTERRUPTED
-    experiment, found = store.load(), store.trials()
-    show.result(experiment, found, waited.verdict, place)
-    return _result_code(experiment, found, waited.verdict)
+    show.result(store.load(), waited.verdict, waited.progress, store)
+    print(f"trials  `hpo trials {store.name}` lists them")
+    return _result_code(waited.verdict, waited.progress)
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    """Suspend an experiment and wait until it is."""
+    """Suspend an experiment and wait until it is, or end one of its trials."""
     store, _ = _store(arguments)
+    if arguments.trial:
+        return _stop_trial(store, arguments.trial)
     if not tuner.request_stop(store, by="hpo stop"):
         print(f"{store.name} is not running, so there is nothing to stop")
         return 0
-    waited = tuner.wait_for_stop(store)
-    print(f"{store.name}: {waited.verdict.message}" if waited else f"{store.name} was stopped")
+    stopped = tuner.wait_for_stop(store)
+    print(f"{store.name}: {stopped.verdict.message}" if stopped else f"{store.name} was stopped")
+    return 0
+
+
+def _stop_trial(store: ExperimentStore, given: str) -> int:
+    trial = _trial(store, given)
+    if trial.condition.is_terminal:
+        print(f"trial {trial.number} of {store.name} is over: {trial.condition}")
+    elif tuner.stop_trial(store, trial.number, by="hpo stop"):
+        print(f"trial {trial.number} of {store.name} is being stopped, and will be Killed")
+    else:
+        print(f"{store.name} is not running, so there is nothing to stop")
+    return 0
+
+
+def edit(arguments: argparse.Namespace) -> int:
+    """Change an experiment's budget."""
+    store, place = _store(arguments)
+    budgets = {name: value for name in BUDGET_FIELDS if (value := getattr(arguments, name)) is not None}
+    if not budgets:
+        raise SpecError([Problem("hpo edit", "give at least one of --max, --parallel, --max-failed")])
+    edited, runs = tuner.edit(store, place, budgets, by="hpo edit")
+    values = ", ".join(
+        f"{name} {'none' if v is None else v}" for name, v in zip(BUDGET_FIELDS, edited.budgets, strict=True)
+    )
+    print(f"{store.name}: {values}")
+    print(
+        f"it runs; `hpo wait {store.name}` shows it"
+        if runs
+        else "no tuner runs it; `hpo run` or `hpo launch` with its YAML goes on"
+    )
+    return 0
+
+
+def delete(arguments: argparse.Namespace) -> int:
+    """Remove an experiment with all of its records."""
+    store, place = _store(arguments)
+    tuner.delete(store, place)
+    print(f"{store.name} was deleted")
     return 0
 
 
@@ -153,14 +198,12 @@ def list_all(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     """Tell where an experiment stands."""
     store, _ = _store(arguments)
-    experiment, found = store.load(), store.trials()
-    verdict = _verdict(store, experiment, found)
+    published = read_status(store)
     if arguments.output == "text":
-        show.status(experiment, found, verdict, alive=store.is_held())
+        show.status(store.load(), published, alive=store.is_held())
         return 0
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     document = parse_yaml(store.derived("experiment.yaml") or "")
-    document["status"] = katib_status(experiment, found, verdict, now=now)
+    document["status"] = dict(published.status) if published else {}
     print(json.dumps(document, indent=1) if arguments.output == "json" else dump_yaml(document).rstrip())
     return 0
 
@@ -203,10 +246,12 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the report."""
+    """Write the report that the tuner published last."""
     store, _ = _store(arguments)
-    experiment, found = store.load(), store.trials()
-    page = report_page(store, experiment, found, _verdict(store, experiment, found))
+    page = store.derived(REPORT)
+    if page is None:
+        print(f"hpo report: nothing has been published of {store.name} yet; `hpo run` publishes it", file=sys.stderr)
+        return NO_RESULT
     try:
         Path(arguments.output).write_text(page, encoding="utf-8")
     except OSError as error:
@@ -286,16 +331,9 @@ def _store(arguments: argparse.Namespace) -> tuple[ExperimentStore, Place]:
     return place.store(found[0], arguments.experiment), place
 
 
-def _verdict(store: ExperimentStore, experiment: Experiment, found: list[Trial]) -> Verdict:
-    """What the records say, and what only the tuner knows: that it was suspended, or that its search is exhausted."""
-    verdict = judge(experiment, Tally.of(experiment.objective, found))
-    published = tuner.read_status(store)
-    return published.verdict if verdict == RUNNING and published else verdict
-
-
 def _summary(store: ExperimentStore) -> tuple[str, str]:
     """An experiment's condition and progress for a list."""
-    published = tuner.read_status(store)
+    published = read_status(store)
     if published is None:
         return "Created", ""
     condition = published.verdict.condition
@@ -304,9 +342,9 @@ def _summary(store: ExperimentStore) -> tuple[str, str]:
     return condition, published.progress.line()
 
 
-def _result_code(experiment: Experiment, found: Any, verdict: Verdict) -> int:
+def _result_code(verdict: Verdict, progress: Progress) -> int:
     succeeded = verdict.condition is ExperimentCondition.SUCCEEDED
-    return 0 if succeeded and reporting.best_parameters(experiment, found) else NO_RESULT
+    return 0 if succeeded and progress.best_value is not None else NO_RESULT
 
 
 def _pairs(texts: list[str], option: str) -> list[tuple[str, str]]:
@@ -340,10 +378,13 @@ def _values(experiment: Experiment, texts: list[str]) -> dict[str, Value]:
 
 def _label(store: ExperimentStore, trial: str) -> str:
     """The store's label of a trial that was given by number or name."""
-    if trial == "retrain":
-        return trial
+    return trial if trial == "retrain" else f"{_trial(store, trial).number:05d}"
+
+
+def _trial(store: ExperimentStore, given: str) -> Trial:
+    """The trial that was given by number or name."""
     found = store.trials()
-    for candidate in found:
-        if trial in (str(candidate.number), *(attempt.name for attempt in candidate.attempts)):
-            return f"{candidate.number:05d}"
-    raise NotFound(f"{store.name} has no trial {trial!r}; it has {len(found)}, by number from 1 or by name")
+    for trial in found:
+        if given in (str(trial.number), *(attempt.name for attempt in trial.attempts)):
+            return trial
+    raise NotFound(f"{store.name} has no trial {given!r}; it has {len(found)}, by number from 1 or by name")

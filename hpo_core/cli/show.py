@@ -10,9 +10,10 @@ from typing import Literal
 from hpo_core import report
 from hpo_core.experiment import Experiment
 from hpo_core.loop import Retraining
+from hpo_core.publish import REPORT, Published
 from hpo_core.report import rows
 from hpo_core.report.rows import TrialRow
-from hpo_core.status import Progress, Tally, Verdict, progress
+from hpo_core.status import RUNNING, Progress, Verdict
 from hpo_core.store import ExperimentStore
 from hpo_core.trial import Trial, TrialCondition
 from hpo_core.tuner import Place
@@ -79,29 +80,23 @@ def trials(experiment: Experiment, found: Sequence[Trial]) -> None:
     _print_table(columns, [_cells(experiment, row) for row in found_rows])
 
 
-def result(experiment: Experiment, found: Sequence[Trial], verdict: Verdict, place: Place) -> None:
-    """Print how a run ended: the table, the best assignment, and where everything is."""
-    trials(experiment, found)
-    print()
+def result(experiment: Experiment, verdict: Verdict, progress: Progress, store: ExperimentStore) -> None:
+    """Print how a run ended: the verdict, the best assignment, and where everything is."""
     print(f"{experiment.name}: {verdict.message}")
-    best = report.best_parameters(experiment, found)
-    if best:
-        tally = Tally.of(experiment.objective, found)
-        values = " ".join(f"{name}={value}" for name, value in best.items())
-        print(f"best {experiment.objective.metric_name}={tally.best_value:.6g} with {values}")
-    root = place.objects.root / experiment.namespace / experiment.name
-    print(f"report  {root / 'report.html'}")
-    print(f"records {root}")
+    if progress.best_value is not None:
+        values = " ".join(f"{name}={value}" for name, value in progress.best.items())
+        print(f"best {progress.metric}={progress.best_value:.6g} with {values}")
+    print(f"report  {store.uri}/{REPORT}")
+    print(f"records {store.uri}")
 
 
-def status(experiment: Experiment, found: Sequence[Trial], verdict: Verdict, *, alive: bool) -> None:
+def status(experiment: Experiment, published: Published | None, *, alive: bool) -> None:
     """Print where an experiment stands."""
-    tally = Tally.of(experiment.objective, found)
-    gone = not alive and not verdict.condition.is_terminal and verdict.condition == "Running"
-    print(f"{experiment.namespace}/{experiment.name}: {verdict.condition} ({verdict.reason})")
-    if gone:
+    verdict, name = published.verdict if published else RUNNING, f"{experiment.namespace}/{experiment.name}"
+    print(f"{name}: {verdict.condition} ({verdict.reason})")
+    if not alive and not verdict.condition.is_terminal and verdict.condition == "Running":
         print("no tuner is running it; `hpo run` or `hpo launch` goes on")
-    print(progress(experiment, tally, None).line())
+    print(published.progress.line() if published else "nothing has been published of it yet")
 
 
 def experiments(found: Sequence[tuple[str, str, str, str]], place: Place) -> None:
@@ -120,7 +115,7 @@ def retraining(done: Retraining, store: ExperimentStore, place: Place, model_dir
     if not keys:
         print("the trainer left no model: it has to write one to the folder that HPO_OUTPUT_DIR names")
     for key in keys:
-        print(f"model   {place.objects.root / key}")
+        print(f"model   {place.objects.uri}/{key}")
     if model_dir:
         print(f"copy    {model_dir}")
 

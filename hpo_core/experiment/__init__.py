@@ -5,7 +5,7 @@ problem that it has. What an algorithm or a launcher demands on top is added to 
 """
 
 from hpo_core.experiment.document import Findings, dump_yaml, parse_yaml
-from hpo_core.experiment.load import Draft, read_draft
+from hpo_core.experiment.load import Draft, read_draft, with_budgets
 from hpo_core.experiment.model import (
     ANNOTATIONS,
     AlgorithmSpec,
@@ -33,4 +33,5 @@ __all__ = [
     "dump_yaml",
     "parse_yaml",
     "read_draft",
+    "with_budgets",
 ]

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpo_core.errors import SpecError
-from hpo_core.experiment.document import Findings, Node, as_node, describe, near_miss, parse_yaml
+from hpo_core.errors import Problem, SpecError
+from hpo_core.experiment.document import Findings, Node, as_node, describe, dump_yaml, near_miss, parse_yaml
 from hpo_core.experiment.model import (
     ANNOTATION_PREFIX,
     ANNOTATIONS,
     API_VERSION,
+    BUDGET_FIELDS,
     KIND,
     AlgorithmSpec,
     Experiment,
@@ -133,6 +135,20 @@ def read_draft(text: str, *, image: str = "", namespace: str = "") -> Draft:
         if draft.template is not None and image:
             set_image(draft.template, image)
     return draft
+
+
+def with_budgets(experiment: Experiment, budgets: Mapping[str, int]) -> Experiment:
+    """Return an accepted experiment with other budgets, by their names in the spec.
+
+    Raises:
+        SpecError: The budgets make no sense, alone or together; it lists every problem.
+    """
+    unknown = sorted(budgets.keys() - set(BUDGET_FIELDS))
+    if unknown:
+        known = ", ".join(BUDGET_FIELDS)
+        raise SpecError([Problem(f"spec.{name}", f"cannot be edited; these can: {known}") for name in unknown])
+    document = {**experiment.document, "spec": {**experiment.document["spec"], **budgets}}
+    return read_draft(dump_yaml(document)).experiment().accepted(experiment.uid, experiment.created)
 
 
 def parse_duration(text: str) -> float | None:

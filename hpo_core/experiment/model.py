@@ -146,6 +146,7 @@ class Settings:
     seed: int | None = _setting("seed", "whole number that every random choice follows from")
     trial_deadline_s: float | None = _setting("trial-deadline", "a trial that runs longer is stopped: 90s, 15m, 2h")
     max_attempts: int = _setting("max-attempts", "how often a trial is started that was lost, not failed", 3)
+    keep_models: int = _setting("keep-models", "of how many of the best trials the output directory is kept", 1)
 
 
 ANNOTATIONS: Mapping[str, str] = {f.metadata["annotation"]: f.metadata["help"] for f in fields(Settings)}
@@ -210,10 +211,6 @@ class Experiment:
     def budgets(self) -> tuple[object, ...]:
         """The three fields that may change while an experiment lives, as the document gives them."""
         return tuple(self.document["spec"].get(field) for field in BUDGET_FIELDS)
-
-    def same_request(self, other: Experiment) -> bool:
-        """Tell whether another experiment asks for the same, budgets included."""
-        return self.spec_hash == other.spec_hash and self.budgets == other.budgets
 
     def accepted(self, uid: str, created: str) -> Experiment:
         """Return this experiment with the identity that it got when it was created."""

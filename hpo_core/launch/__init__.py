@@ -82,7 +82,13 @@ Event: TypeAlias = Started | Output | Exited
 
 
 class Launcher(Protocol):
-    """Runs workloads. One launcher serves one experiment and is used from one thread."""
+    """Runs workloads. One launcher serves one experiment and is used from one thread.
+
+    Attributes:
+        site: Where its workloads run; a launcher of another site cannot find them again.
+    """
+
+    site: str
 
     def submit(self, job: Job) -> None:
         """Start a workload, or follow the one of that name that was started before, by whomever.

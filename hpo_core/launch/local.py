@@ -10,6 +10,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,7 @@ class LocalLauncher:
     """
 
     def __init__(self, scratch: Path, *, images_root: Path, directory: Path, parallel: int = 1) -> None:
+        self.site = f"{socket.gethostname()}:{scratch.parent}"
         self._scratch = scratch
         self._images_root = images_root
         self._directory = directory
@@ -113,6 +115,18 @@ class LocalLauncher:
         shutil.rmtree(self._scratch / name, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._scratch.rmdir()  # the last one takes the folder with it
+
+    def sweep(self) -> None:
+        """End every workload that anybody has started in this scratch folder, and remove all that it left behind."""
+        for folder in sorted(self._scratch.glob("*/")):
+            watched = _Watched(folder.name, folder, LogTail(folder))
+            if (folder / "claim").exists() and folder.name not in self._watched:
+                self._watched[folder.name] = watched
+                self._follow(watched)
+                self.stop(folder.name)
+        while self._watched:
+            self.events(POLL_S)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _spawn(self, job: Job, folder: Path) -> subprocess.Popen[bytes]:
         output = folder / "output"

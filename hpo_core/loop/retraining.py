@@ -12,6 +12,8 @@ from pathlib import Path
 from hpo_core.errors import Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment
 from hpo_core.launch import Exited, Launcher, Output
+from hpo_core.loop.clock import SystemClock
+from hpo_core.loop.patience import Patience
 from hpo_core.loop.run import TURN_S
 from hpo_core.loop.workload import Follower, make_job
 from hpo_core.manifest import PHASE_RETRAIN
@@ -77,25 +79,27 @@ def retrain(
     """
     if model_dir is not None:
         _make_folder(model_dir)
-    before = store.derived_json(RECORD)
+    patiently = Patience(SystemClock(), gave_up=should_stop)
+    before = patiently(store.derived_json, RECORD)
     follows = bool(before.get("running")) and before.get("assignments") == dict(values)
     if before.get("running") and not follows:
         _end(experiment, str(before["name"]), values, launcher)
     count = int(before.get("count", 0)) + (0 if follows else 1)
     name = retrain_name(experiment, count)
     told = {"count": count, "name": name, "assignments": dict(values)}
-    store.save_derived(RECORD, json.dumps({**told, "running": True}))
+    patiently(store.save_derived, RECORD, json.dumps({**told, "running": True}))
     follower = Follower(experiment, every_metric=True)
+    patiently(store.confirm)
     launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
     exited = _await_exit(name, launcher, follower, should_stop, show)
-    store.save_printed(RETRAIN, follower.log.content(), follower.metric_lines(), final=True)
+    patiently(store.save_printed, RETRAIN, *follower.picture(), final=True)
     succeeded = is_success(exited)
     if succeeded and exited.output_dir is not None:
-        store.delete_output(RETRAIN)
-        store.save_output(RETRAIN, exited.output_dir)
+        patiently(store.delete_output, RETRAIN)
+        patiently(store.save_output, RETRAIN, exited.output_dir)
     reason, message = ("", "") if succeeded else explain_exit(exited, follower.reader)
     done = Retraining(name, dict(values), succeeded, reason, message, _last_values(follower))
-    store.save_derived(RECORD, json.dumps({**told, **vars(done), "running": False}))
+    patiently(store.save_derived, RECORD, json.dumps({**told, **vars(done), "running": False}))
     if succeeded and exited.output_dir is not None and model_dir is not None:
         _copy(exited.output_dir, model_dir)
     launcher.forget(name)
@@ -141,7 +145,7 @@ def _await_exit(
                 launcher.stop(name)
             for event in launcher.events(TURN_S):
                 if isinstance(event, Exited):
-                    follower.reader.close()
+                    follower.close()
                     return event
                 if isinstance(event, Output):
                     _feed_and_show(event, follower, show)

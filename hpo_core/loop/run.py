@@ -1,44 +1,47 @@
 """One experiment being run: from events to records to new trials.
 
 A turn takes all events that are there, records the trials that ended, asks for as many, records them as created and
-only then submits them.
+only then submits them. What a stage has to write it writes at the same time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ParamSpec, TypeVar
 
-from hpo_core.errors import AlgorithmError, TransientError
-from hpo_core.experiment import Experiment
-from hpo_core.launch import Event, Exited, Launcher, Output, Started
+from hpo_core.errors import AlgorithmError, Conflict, SpecError
+from hpo_core.experiment import Experiment, with_budgets
+from hpo_core.launch import Exited, Launcher, Output, Started
+from hpo_core.loop.best_few import BestFew
 from hpo_core.loop.clock import Clock, SystemClock, time_text
+from hpo_core.loop.patience import PATIENCE_S, Patience
 from hpo_core.loop.workload import Follower, make_job
 from hpo_core.outcome import trial_verdict
 from hpo_core.search import Search
 from hpo_core.status import SUSPENDED, Progress, Tally, Verdict, judge, progress, wanted
-from hpo_core.store import STOP, ExperimentStore
+from hpo_core.store import EDIT, STOP, STOP_TRIAL, ExperimentStore, Request, together
 from hpo_core.trial import StopRequest, Trial, TrialCondition, create_trial
 
 TURN_S = 0.2
 """Longest sleep of a turn: how late a request of this process to stop may be seen."""
 INBOX_S = 1.0
 """How often others' requests are looked for."""
-PATIENCE_S = 300.0
-"""How long a store or launcher that cannot do its work now is tried again."""
+ABANDON_S = 30.0
+"""How long workloads are waited for that are ended because our own work failed."""
 
 _SUSPEND = StopRequest(TrialCondition.CREATED, "Suspended", "the experiment was suspended")
 _log = logging.getLogger(__name__)
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An experiment at one instant, for whoever shows it."""
+    """An experiment at one instant, for whoever shows it.
+
+    Attributes:
+        followed: What the trials that are not over have printed, of those that have printed since the last snapshot.
+    """
 
     experiment: Experiment
     trials: tuple[Trial, ...]
@@ -54,6 +57,15 @@ class Followed:
     label: str
     log: bytes
     metrics: str
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """An attempt that is over and decides its trial: the trial as it ended, and what is to be kept of it."""
+
+    trial: Trial
+    exited: Exited
+    follower: Follower
 
 
 class Run:
@@ -84,28 +96,37 @@ class Run:
         self._store, self._launcher, self._search = store, launcher, search
         self._clock = clock or SystemClock()
         self._should_stop = should_stop
-        self._patience_s = patience_s
+        self._patiently = Patience(self._clock, patience_s=patience_s, gave_up=should_stop)
         self._followers: dict[str, Follower] = {}
         self._numbers: dict[str, int] = {}
         self._exhausted = self._suspending = False
         self._inbox_at = 0.0
         self._ended_s = 0.0
-        self.trials = self._try(store.trials)  # the one of number n at n - 1; the store vouches that there is no gap
+        self.trials = self._patiently(store.trials)  # the one of number n at n - 1; the store vouches for no gap
         self.tally = Tally.of(experiment.objective, self.trials)
+        self._kept = BestFew(experiment.objective, experiment.settings.keep_models, self.trials)
         self._finished = max((trial.finished_seq for trial in self.trials), default=0)
         for trial in self.trials:
             self._ended_s += _duration_s(trial)
 
     def resume(self) -> None:
-        """Take hold again of what was recorded and is not over; to be called once, before the first turn."""
+        """Take hold again of what was recorded and is not over; to be called once, before the first turn.
+
+        Each open record is written anew, so that a late write of the writer before this one fails.
+        """
         ended = sorted((t for t in self.trials if t.condition.is_terminal), key=lambda t: t.finished_seq)
         for trial in ended[-self.experiment.parallel_trial_count :]:
             self._launcher.forget(trial.name)  # a crash between its record and this left it behind
-        if self._verdict().condition.is_terminal and not self.tally.active:
+        opened = [trial for trial in self.trials if not trial.condition.is_terminal]
+        self._discard_outputs(exempt=opened)
+        if self._verdict().condition.is_terminal and not opened:
             return
-        for trial in self._open_trials():
-            self._change(trial.resume())
-            self._submit(trial.resume())
+        resumed = [self._taken_over(trial) for trial in opened]
+        self._record(resumed)
+        for trial in resumed:
+            self._store.resume_printing(_label(trial))
+            self._change(trial)
+        self._submit(resumed)
 
     def turn(self, timeout_s: float = TURN_S) -> bool:
         """Wait for events and act on all that are there.
@@ -121,11 +142,8 @@ class Run:
             Conflict: Another writer took over.
         """
         # With nothing to wait for, the first trials are not kept waiting.
-        events = self._launcher.events(timeout_s if self._followers else 0.0)
-        changed = False
-        for event in events:
-            changed |= self._take(event)
-        self._look_for_stop()
+        changed = self._take_events(timeout_s if self._followers else 0.0)
+        changed |= self._look_for_requests()
         if self._suspending:
             return changed
         if self._verdict().condition.is_terminal:
@@ -144,15 +162,13 @@ class Run:
         """Return where the experiment stands now."""
         verdict = self._verdict()
         suspended = self._suspending and not verdict.condition.is_terminal
+        news = {name: follower for name, follower in self._followers.items() if follower.has_news}
         return Snapshot(
             self.experiment,
             tuple(self.trials),
             SUSPENDED if suspended else verdict,
             self.progress(),
-            tuple(
-                Followed(f"{self._numbers[name]:05d}", follower.log.content(), follower.metric_lines())
-                for name, follower in self._followers.items()
-            ),
+            tuple(Followed(f"{self._numbers[name]:05d}", *follower.picture()) for name, follower in news.items()),
         )
 
     def progress(self) -> Progress:
@@ -162,98 +178,166 @@ class Run:
 
     @property
     def has_output(self) -> bool:
-        """Whether a workload has printed something that is not recorded yet."""
-        return any(follower.log.size for follower in self._followers.values())
+        """Whether a workload has printed something that no snapshot has shown yet."""
+        return any(follower.has_news for follower in self._followers.values())
 
     def abandon(self) -> None:
         """End every workload without a record, after our own work failed; a later run starts them again."""
         for name in self._followers:
             self._launcher.stop(name)
-        until = self._clock.monotonic() + 30.0
+        until = self._clock.monotonic() + ABANDON_S
         while self._followers and self._clock.monotonic() < until:
             for event in self._launcher.events(TURN_S):
                 if isinstance(event, Exited):
                     self._followers.pop(event.name, None)
 
+    @property
+    def is_taken_over_here(self) -> bool:
+        """Whether the writer who took over follows our workloads, which are then no longer ours to end."""
+        return self._store.holder().get("site") == self._launcher.site
+
     def _verdict(self) -> Verdict:
         return judge(self.experiment, self.tally, exhausted=self._exhausted)
 
-    def _open_trials(self) -> list[Trial]:
-        return [trial for trial in self.trials if not trial.condition.is_terminal]
+    def _followed_trials(self) -> list[Trial]:
+        return [self.trials[number - 1] for number in self._numbers.values()]
 
-    def _take(self, event: Event) -> bool:
-        follower, number = self._followers.get(event.name), self._numbers.get(event.name)
-        if follower is None or number is None:
-            return False
-        trial = self.trials[number - 1]
-        if isinstance(event, Output):
-            follower.feed(event)
-            return False
-        if isinstance(event, Started):
-            running = trial.run(time_text(event.at) or self._clock.now())
-            self._change(running)
-            self._try(self._store.record, running)
-            return True
-        self._conclude(trial, event, follower)
-        return True
+    def _taken_over(self, trial: Trial) -> Trial:
+        """An open trial as this tuner goes on with it: what runs at another site cannot be found from here."""
+        resumed = trial.resume()
+        site = resumed.attempts[-1].site if resumed.attempts else ""
+        if site in ("", self._launcher.site):
+            return resumed
+        return resumed.retry(self.experiment, "Interrupted", site=self._launcher.site)
 
-    def _conclude(self, trial: Trial, exited: Exited, follower: Follower) -> None:
-        """Record how an attempt ended: as the trial's end, or as the reason for its next attempt."""
-        follower.reader.close()
-        del self._followers[trial.name], self._numbers[trial.name]
-        outcome = _retry_outcome(self.experiment, trial, exited)
-        if outcome:
-            self._retry(trial, outcome)
-            return
+    def _take_events(self, timeout_s: float) -> bool:
+        ended: list[Exited] = []
+        begun: dict[str, Trial] = {}
+        for event in self._launcher.events(timeout_s):
+            follower, number = self._followers.get(event.name), self._numbers.get(event.name)
+            if follower is None or number is None:
+                continue
+            if isinstance(event, Output):
+                follower.feed(event)
+            elif isinstance(event, Started):
+                begun[event.name] = self.trials[number - 1].run(time_text(event.at) or self._clock.now())
+                self._change(begun[event.name])
+            else:
+                ended.append(event)
+        over = {exited.name for exited in ended}
+        self._record([trial for name, trial in begun.items() if name not in over])
+        self._conclude(ended)
+        return bool(begun or ended)
+
+    def _conclude(self, exits: Sequence[Exited]) -> None:
+        """Record how attempts ended: as their trials' ends, or as the reasons for next attempts."""
+        retried: list[Trial] = []
+        ended: list[_Ended] = []
+        for exited in exits:
+            trial, follower = self.trials[self._numbers.pop(exited.name) - 1], self._followers.pop(exited.name)
+            follower.close()
+            outcome = _retry_outcome(self.experiment, trial, exited)
+            if outcome:
+                retried.append(trial.retry(self.experiment, outcome, site=self._launcher.site))
+            else:
+                self._finished += 1
+                ended.append(_Ended(self._judged(trial, exited, follower), exited, follower))
+        dropped = self._keep(ended)
+        self._record([*(end.trial for end in ended), *retried])
+        for end in ended:
+            self._ended_s += _duration_s(end.trial)
+            self._change(end.trial)
+        for trial in retried:
+            self._change(trial)
+        for number in dropped:
+            self._patiently(self._store.delete_output, f"{number:05d}")
+        for exited in exits:
+            self._launcher.forget(exited.name)
+        if not self._suspending:
+            self._submit(retried)
+
+    def _judged(self, trial: Trial, exited: Exited, follower: Follower) -> Trial:
         verdict = trial_verdict(self.experiment, trial, exited, follower.reader)
         now = time_text(exited.at) or self._clock.now()
-        ended = trial.finish(verdict, finished_seq=self._finished + 1, log_cursor=follower.log.size, now=now)
-        label = f"{trial.number:05d}"
-        previous = self.tally.best
-        if exited.output_dir is not None and self._would_be_best(ended):
-            self._try(self._store.save_output, label, exited.output_dir)
-        self._try(self._store.save_printed, label, follower.log.content(), follower.metric_lines(), final=True)
-        self._try(self._store.record, ended)
-        self._finished += 1
-        self._ended_s += _duration_s(ended)
-        self._change(ended)
-        if previous is not None and self.tally.best is ended:
-            self._store.delete_output(f"{previous.number:05d}")
-        self._launcher.forget(trial.name)
+        return trial.finish(verdict, finished_seq=self._finished, log_cursor=follower.log.size, now=now)
 
-    def _retry(self, trial: Trial, outcome: str) -> None:
-        following = trial.retry(self.experiment, outcome)
-        self._try(self._store.record, following)
-        self._change(following)
-        self._launcher.forget(trial.name)
-        if not self._suspending:
-            self._submit(following)
+    def _keep(self, ended: Sequence[_Ended]) -> list[int]:
+        """Store what ended trials have left, before their records say that they are over.
 
-    def _would_be_best(self, ended: Trial) -> bool:
-        tally = Tally(self.experiment.objective, best=self.tally.best, best_value=self.tally.best_value)
-        tally.fold(None, ended)
-        return tally.best is ended
+        Returns:
+            The numbers of trials that are among the best no longer, and whose output is not to be kept.
+        """
+        before = self._kept.numbers
+        for end in ended:
+            self._kept.add(end.trial)
+        kept = self._kept.numbers
 
-    def _look_for_stop(self) -> None:
-        requested = self._should_stop()
-        if not requested and self._clock.monotonic() >= self._inbox_at:
+        def save(end: _Ended) -> None:
+            if end.exited.output_dir is not None and end.trial.number in kept:
+                self._patiently(self._store.save_output, _label(end.trial), end.exited.output_dir)
+            self._patiently(self._store.save_printed, _label(end.trial), *end.follower.picture(), final=True)
+
+        together(save, ended)
+        return sorted(before - kept)
+
+    def _discard_outputs(self, *, exempt: Iterable[Trial]) -> None:
+        """Remove outputs that a crash has left, between the record of a better trial and this."""
+        kept = {f"{number:05d}" for number in self._kept.numbers} | {_label(trial) for trial in exempt}
+        for label in self._patiently(self._store.output_labels):
+            if label.isdecimal() and label not in kept:
+                self._patiently(self._store.delete_output, label)
+
+    def _look_for_requests(self) -> bool:
+        """Take up what this process and others ask for; true when something came of it that is worth showing."""
+        changed = False
+        if self._should_stop():
+            self._suspend()
+        if self._clock.monotonic() >= self._inbox_at:
             self._inbox_at = self._clock.monotonic() + INBOX_S
-            requested = any(request.kind == STOP for request in self._try(self._store.requests))
-        if requested and not self._suspending:
+            for request in self._patiently(self._store.inbox.requests):
+                changed |= self._fulfil(request)
+        return changed
+
+    def _fulfil(self, request: Request) -> bool:
+        if request.kind == STOP:
+            self._suspend()  # the request stays until somebody goes on, lest a crash forget it
+            return False
+        _log.info("request.taken experiment=%s kind=%s by=%s", self.experiment.name, request.kind, request.by)
+        if request.kind == STOP_TRIAL:
+            wish = StopRequest(TrialCondition.KILLED, "TrialKilled", f"the trial was stopped by {request.by or '?'}")
+            self._stop_trials([t for t in self._followed_trials() if t.number == request.trial], wish)
+        elif request.kind == EDIT:
+            self._edit(request)
+        self._patiently(self._store.inbox.consume, request)
+        return True
+
+    def _edit(self, request: Request) -> None:
+        try:
+            edited = with_budgets(self.experiment, request.budgets)
+        except SpecError as error:  # whoever sent it has checked it; the budget may have changed in between
+            _log.warning("request.refused experiment=%s reason=%s", self.experiment.name, error)
+            return
+        self._patiently(self._store.save_experiment, edited)
+        self.experiment = edited
+
+    def _suspend(self) -> None:
+        if not self._suspending:
             self._suspending = True
-            self._stop_trials(_SUSPEND)
+            self._stop_trials(self._followed_trials(), _SUSPEND)
 
     def _end_open_trials(self) -> None:
-        reason = self._verdict().reason
-        self._stop_trials(StopRequest(TrialCondition.KILLED, reason, "the experiment was over before this trial was"))
+        wish = StopRequest(
+            TrialCondition.KILLED, self._verdict().reason, "the experiment was over before this trial was"
+        )
+        self._stop_trials(self._followed_trials(), wish)
 
-    def _stop_trials(self, request: StopRequest) -> None:
-        for trial in self._open_trials():
-            if trial.stop_requested is None and trial.name in self._followers:
-                stopping = trial.request_stop(request)
-                self._change(stopping)
-                self._try(self._store.record, stopping)
-                self._launcher.stop(trial.name)
+    def _stop_trials(self, trials: Iterable[Trial], wish: StopRequest) -> None:
+        stopping = [trial.request_stop(wish) for trial in trials if trial.stop_requested is None]
+        for trial in stopping:
+            self._change(trial)
+        self._record(stopping)
+        for trial in stopping:
+            self._launcher.stop(trial.name)
 
     def _start_trials(self) -> bool:
         count = wanted(self.experiment, self.tally)
@@ -264,23 +348,36 @@ class Run:
         if not suggestion.assignments and not suggestion.exhausted and not self._followers:
             name = self.experiment.algorithm.name
             raise AlgorithmError(f"the algorithm {name!r} suggests nothing and waits for nothing; please report this")
-        created = []
-        for number, assignment in enumerate(suggestion.assignments, len(self.trials) + 1):
-            trial = create_trial(self.experiment, number, assignment, asked_after=self._finished, now=self._clock.now())
-            self._try(self._store.record, trial, create=True)
-            self._change(trial)
-            created.append(trial)
+        created = [
+            create_trial(
+                self.experiment,
+                number,
+                assignment,
+                asked_after=self._finished,
+                now=self._clock.now(),
+                site=self._launcher.site,
+            )
+            for number, assignment in enumerate(suggestion.assignments, len(self.trials) + 1)
+        ]
+        self._record(created, create=True)
         for trial in created:
-            self._submit(trial)
+            self._change(trial)
+        self._submit(created)
         return bool(created)
 
-    def _submit(self, trial: Trial) -> None:
-        job = make_job(self.experiment, trial.assignments, trial.name)
-        self._try(self._launcher.submit, job)
-        self._followers[trial.name] = Follower(self.experiment)
-        self._numbers[trial.name] = trial.number
-        if trial.stop_requested is not None and trial.stop_requested.condition.is_terminal:
-            self._launcher.stop(trial.name)  # a crash came between its record and this
+    def _record(self, trials: Sequence[Trial], *, create: bool = False) -> None:
+        together(lambda trial: self._patiently(self._store.record, trial, create=create), trials)
+
+    def _submit(self, trials: Sequence[Trial]) -> None:
+        if trials:
+            self._patiently(self._store.confirm)
+        for trial in trials:
+            job = make_job(self.experiment, trial.assignments, trial.name)
+            self._patiently(self._launcher.submit, job)
+            self._followers[trial.name] = Follower(self.experiment)
+            self._numbers[trial.name] = trial.number
+            if trial.stop_requested is not None and trial.stop_requested.condition.is_terminal:
+                self._launcher.stop(trial.name)  # a crash came between its record and this
 
     def _change(self, trial: Trial) -> None:
         before = self.trials[trial.number - 1] if trial.number <= len(self.trials) else None
@@ -296,18 +393,6 @@ class Run:
                 trial.reason,
             )
 
-    def _try(self, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Do something of our own work, again and again while it fails transiently, within patience."""
-        until = self._clock.monotonic() + self._patience_s
-        while True:
-            try:
-                return action(*args, **kwargs)
-            except TransientError as error:
-                if self._clock.monotonic() >= until or self._should_stop():
-                    raise
-                _log.warning("work.retried experiment=%s reason=%s", self.experiment.name, error)
-                self._clock.sleep(error.retry_after_s)
-
 
 def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None) -> Snapshot:
     """Run an experiment until it is over or suspended.
@@ -320,6 +405,7 @@ def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None)
         Where the experiment stands at the end.
 
     Raises:
+        Conflict: Another writer took over; workloads that it cannot follow have been ended.
         HpoError: Our own work failed; every workload has been ended then.
     """
     try:
@@ -327,10 +413,18 @@ def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None)
         show(job, True)
         while not job.is_over:
             show(job, job.turn())
+    except Conflict:
+        if not job.is_taken_over_here:
+            job.abandon()
+        raise
     except BaseException:
         job.abandon()
         raise
     return job.snapshot()
+
+
+def _label(trial: Trial) -> str:
+    return f"{trial.number:05d}"
 
 
 def _retry_outcome(experiment: Experiment, trial: Trial, exited: Exited) -> str:

@@ -31,12 +31,23 @@ class Follower:
         names = () if every_metric else experiment.objective.metric_names
         self.reader = MetricsReader(names, experiment.metric_filters)
         self.log = LogKeeper()
+        self._shown = 0
 
     def feed(self, output: Output) -> list[MetricPoint]:
         """Take in a piece of output; returns the metric points in it."""
         self.log.feed(output.data, missing=output.missing)
         return self.reader.feed(output.data, missing=output.missing)
 
-    def metric_lines(self) -> str:
-        """Write the points so far, one JSON object a line."""
-        return "".join(point.to_json() + "\n" for point in self.reader.points)
+    def close(self) -> None:
+        """Take in that no output follows."""
+        self.reader.close()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is output that the last picture did not show."""
+        return self.log.size != self._shown
+
+    def picture(self) -> tuple[bytes, str]:
+        """Return the log, and the metric points as one JSON object a line."""
+        self._shown = self.log.size
+        return self.log.content(), "".join(point.to_json() + "\n" for point in self.reader.points)

@@ -134,7 +134,8 @@ class ScriptedMachine:
 class ScriptedLauncher:
     """A `Launcher` over a scripted machine; a new one over the same machine finds everything again."""
 
-    def __init__(self, machine: ScriptedMachine) -> None:
+    def __init__(self, machine: ScriptedMachine, site: str = "") -> None:
+        self.site = site
         self._machine = machine
         self._told: dict[str, int] = {}
         self._idle = 0

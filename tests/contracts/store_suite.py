@@ -14,11 +14,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from hpo_core.objects import DirectoryStore, MemoryStore, ObjectStore
+from hpo_core.objects import DirectoryStore, MemoryStore, RecordStore
 
 T = TypeVar("T")
 
-STORES: Mapping[str, Callable[[Path], ObjectStore]] = {
+STORES: Mapping[str, Callable[[Path], RecordStore]] = {
     "memory": lambda folder: MemoryStore(),
     "directory": lambda folder: DirectoryStore(folder / "store"),
 }

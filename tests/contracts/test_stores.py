@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,21 +14,21 @@ from pathlib import Path
 import pytest
 
 from hpo_core.errors import Conflict, NotFound
-from hpo_core.objects import ABSENT, ObjectStore, open_objects
+from hpo_core.objects import ABSENT, RecordStore, open_objects
 from tests.contracts.store_suite import SHARED, STORES, all_at_once, hear, other_process, tell, together
 
 HOLD_LOCK = """
-unlock = store.lock("ns/lease", me.encode())
-print("locked" if unlock else "refused", flush=True)
+lock = store.lock("ns/lease", {"by": me})
+print("locked" if lock else "refused", flush=True)
 sys.stdin.readline()
-unlock and unlock()
+lock and lock.release()
 print("given back", flush=True)
 sys.stdin.readline()
 """
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> RecordStore:
     return STORES[request.param](tmp_path)
 
 
@@ -37,7 +38,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return SHARED[request.param](tmp_path)
 
 
-def test_what_was_put_is_what_is_got(store: ObjectStore, tmp_path: Path) -> None:
+def test_what_was_put_is_what_is_got(store: RecordStore, tmp_path: Path) -> None:
     content = bytes(range(256)) * 100
     file = tmp_path / "file"
     file.write_bytes(content)
@@ -47,20 +48,20 @@ def test_what_was_put_is_what_is_got(store: ObjectStore, tmp_path: Path) -> None
     assert {key: store.get(key).etag for key in given} == etags
 
 
-def test_an_object_that_is_not_there_is_not_found(store: ObjectStore) -> None:
+def test_an_object_that_is_not_there_is_not_found(store: RecordStore) -> None:
     store.put("a/b", b"1")
     for key in ("x", "a/x", "a/b-not"):
         with pytest.raises(NotFound, match="there is no"):
             store.get(key)
 
 
-def test_a_write_without_a_condition_replaces(store: ObjectStore) -> None:
+def test_a_write_without_a_condition_replaces(store: RecordStore) -> None:
     first = store.put("a", b"1")
     assert store.put("a", b"22") != first
     assert store.get("a").data == b"22"
 
 
-def test_creating_what_exists_is_a_conflict_and_changes_nothing(store: ObjectStore) -> None:
+def test_creating_what_exists_is_a_conflict_and_changes_nothing(store: RecordStore) -> None:
     store.put("a/b", b"first", expect=ABSENT)
     with pytest.raises(Conflict, match=r"exists already|by somebody else"):
         store.put("a/b", b"second", expect=ABSENT)
@@ -68,14 +69,14 @@ def test_creating_what_exists_is_a_conflict_and_changes_nothing(store: ObjectSto
     assert store.list("") == ["a/b"]
 
 
-def test_what_was_deleted_can_be_created_again(store: ObjectStore) -> None:
+def test_what_was_deleted_can_be_created_again(store: RecordStore) -> None:
     store.put("a/b", b"first", expect=ABSENT)
     store.delete("a/b")
     store.put("a/b", b"second", expect=ABSENT)
     assert store.get("a/b").data == b"second"
 
 
-def test_a_version_is_replaced_only_while_it_is_the_present_one(store: ObjectStore) -> None:
+def test_a_version_is_replaced_only_while_it_is_the_present_one(store: RecordStore) -> None:
     first = store.put("a/b", b"first")
     second = store.put("a/b", b"second", expect=first)
     with pytest.raises(Conflict, match="somebody else"):
@@ -84,7 +85,7 @@ def test_a_version_is_replaced_only_while_it_is_the_present_one(store: ObjectSto
     assert store.get("a/b").etag == second
 
 
-def test_a_version_of_what_is_gone_is_not_replaced(store: ObjectStore) -> None:
+def test_a_version_of_what_is_gone_is_not_replaced(store: RecordStore) -> None:
     first = store.put("a/b", b"first")
     store.delete("a/b")
     with pytest.raises(Conflict, match="somebody else"):
@@ -92,7 +93,7 @@ def test_a_version_of_what_is_gone_is_not_replaced(store: ObjectStore) -> None:
     assert store.list("a") == []
 
 
-def test_a_list_is_sorted_and_holds_exactly_the_keys_that_begin_with_the_prefix(store: ObjectStore) -> None:
+def test_a_list_is_sorted_and_holds_exactly_the_keys_that_begin_with_the_prefix(store: RecordStore) -> None:
     keys = [
         "ns/exp/lease",
         "ns/exp/trials/00002.json",
@@ -110,7 +111,7 @@ def test_a_list_is_sorted_and_holds_exactly_the_keys_that_begin_with_the_prefix(
     assert store.list("ns/nothing/") == store.list("q") == []
 
 
-def test_objects_whose_names_begin_with_a_dot_are_listed_and_can_be_removed(store: ObjectStore) -> None:
+def test_objects_whose_names_begin_with_a_dot_are_listed_and_can_be_removed(store: RecordStore) -> None:
     """Trainers leave such files: Hydra writes `.hydra/config.yaml`."""
     keys = ["models/1/.hydra/config.yaml", "models/1/.state"]
     for key in keys:
@@ -121,7 +122,7 @@ def test_objects_whose_names_begin_with_a_dot_are_listed_and_can_be_removed(stor
     assert store.list("models/") == []
 
 
-def test_deleting_is_idempotent_and_leaves_the_neighbours(store: ObjectStore) -> None:
+def test_deleting_is_idempotent_and_leaves_the_neighbours(store: RecordStore) -> None:
     store.put("a/b", b"1")
     store.put("a/c", b"2")
     for key in ("a/b", "a/b", "never/was"):
@@ -141,7 +142,7 @@ def restless() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restless")
-def test_of_sixteen_threads_that_create_one_key_exactly_one_does(store: ObjectStore) -> None:
+def test_of_sixteen_threads_that_create_one_key_exactly_one_does(store: RecordStore) -> None:
     def create(key: str, number: int) -> bool:
         try:
             store.put(key, b"%d" % number * 5000, expect=ABSENT)
@@ -157,7 +158,7 @@ def test_of_sixteen_threads_that_create_one_key_exactly_one_does(store: ObjectSt
 
 
 @pytest.mark.usefixtures("restless")
-def test_no_conditional_update_is_lost(store: ObjectStore) -> None:
+def test_no_conditional_update_is_lost(store: RecordStore) -> None:
     store.put("counter", b"0")
 
     def count_up() -> None:
@@ -174,7 +175,7 @@ def test_no_conditional_update_is_lost(store: ObjectStore) -> None:
     assert store.get("counter").data == b"80"
 
 
-def test_a_reader_never_sees_half_of_an_object(store: ObjectStore) -> None:
+def test_a_reader_never_sees_half_of_an_object(store: RecordStore) -> None:
     whole = [letter * 300_000 for letter in (b"a", b"b")]
     store.put("big", whole[0])
     read_enough = [threading.Event(), threading.Event()]
@@ -200,7 +201,7 @@ def test_a_reader_never_sees_half_of_an_object(store: ObjectStore) -> None:
     assert halves == [0, 0]
 
 
-def test_a_folder_that_becomes_empty_disturbs_nobody_who_writes_there(store: ObjectStore) -> None:
+def test_a_folder_that_becomes_empty_disturbs_nobody_who_writes_there(store: RecordStore) -> None:
     def come_and_go(name: str) -> None:
         for turn in range(60):
             store.put(f"requests/{name}", b"x", expect=ABSENT if turn % 2 else None)
@@ -210,31 +211,31 @@ def test_a_folder_that_becomes_empty_disturbs_nobody_who_writes_there(store: Obj
     assert store.list("") == []
 
 
-def test_a_lock_is_one_at_a_time_and_names_its_owner(store: ObjectStore) -> None:
+def test_a_lock_is_one_at_a_time_and_names_its_owner(store: RecordStore) -> None:
     assert not store.is_locked("ns/lease")
-    unlock = store.lock("ns/lease", b"first owner, with a long name")
-    assert unlock is not None
+    lock = store.lock("ns/lease", {"by": "first owner, with a long name"})
+    assert lock is not None
     assert store.is_locked("ns/lease")
-    assert store.lock("ns/lease", b"second") is None
-    assert store.get("ns/lease").data == b"first owner, with a long name"
-    unlock()
+    assert store.lock("ns/lease", {"by": "second"}) is None
+    assert json.loads(store.get("ns/lease").data)["by"] == "first owner, with a long name"
+    lock.release()
     assert not store.is_locked("ns/lease")
-    again = store.lock("ns/lease", b"third")
+    again = store.lock("ns/lease", {"by": "third"})
     assert again is not None
-    assert store.get("ns/lease").data == b"third"
-    again()
+    assert json.loads(store.get("ns/lease").data)["by"] == "third"
+    again.release()
 
 
-def test_locks_of_different_names_do_not_know_each_other(store: ObjectStore) -> None:
-    first, second = store.lock("a/lease", b"1"), store.lock("b/lease", b"2")
+def test_locks_of_different_names_do_not_know_each_other(store: RecordStore) -> None:
+    first, second = store.lock("a/lease", {"by": "1"}), store.lock("b/lease", {"by": "2"})
     assert first is not None
     assert second is not None
-    first()
+    first.release()
     assert store.is_locked("b/lease")
-    second()
+    second.release()
 
 
-def test_asking_whether_a_lock_is_held_never_keeps_anybody_from_taking_it(store: ObjectStore) -> None:
+def test_asking_whether_a_lock_is_held_never_keeps_anybody_from_taking_it(store: RecordStore) -> None:
     """Fifty ask without a pause; every attempt to take the free lock succeeds."""
     done = threading.Event()
 
@@ -246,10 +247,10 @@ def test_asking_whether_a_lock_is_held_never_keeps_anybody_from_taking_it(store:
     def take() -> int:
         taken = 0
         for _ in range(20):
-            unlock = store.lock("ns/lease", b"me")
-            if unlock is not None:
+            lock = store.lock("ns/lease", {"by": "me"})
+            if lock is not None:
                 taken += 1
-                unlock()
+                lock.release()
         done.set()
         return taken
 
@@ -261,14 +262,14 @@ def test_a_lock_of_another_process_is_seen_and_respected(address: str) -> None:
     with other_process(address, HOLD_LOCK, "the other one") as other:
         assert hear(other) == "locked"
         assert store.is_locked("ns/lease")
-        assert store.lock("ns/lease", b"me") is None
-        assert store.get("ns/lease").data == b"the other one"
+        assert store.lock("ns/lease", {"by": "me"}) is None
+        assert json.loads(store.get("ns/lease").data)["by"] == "the other one"
         tell(other, "give it back")
         assert hear(other) == "given back"
         assert not store.is_locked("ns/lease")
-        unlock = store.lock("ns/lease", b"me")
-        assert unlock is not None
-        unlock()
+        lock = store.lock("ns/lease", {"by": "me"})
+        assert lock is not None
+        lock.release()
 
 
 def test_a_lock_goes_with_a_process_that_is_killed(address: str) -> None:
@@ -278,9 +279,9 @@ def test_a_lock_goes_with_a_process_that_is_killed(address: str) -> None:
         other.kill()
         other.wait()
         assert not store.is_locked("ns/lease")
-        unlock = store.lock("ns/lease", b"me")
-        assert unlock is not None
-        unlock()
+        lock = store.lock("ns/lease", {"by": "me"})
+        assert lock is not None
+        lock.release()
 
 
 def test_a_lock_does_not_pass_to_the_children_of_its_holder(address: str) -> None:
@@ -288,7 +289,7 @@ def test_a_lock_does_not_pass_to_the_children_of_its_holder(address: str) -> Non
     store = open_objects(address)
     program = """
 import subprocess
-unlock = store.lock("ns/lease", b"me")
+lock = store.lock("ns/lease", {"by": "me"})
 child = subprocess.Popen(["sleep", "30"])
 print(child.pid, flush=True)
 sys.stdin.readline()
@@ -308,14 +309,14 @@ def test_of_two_processes_that_take_a_lock_at_once_exactly_one_gets_it(address: 
     program = """
 for turn in range(40):
     wait_for_the_instant()
-    unlock = store.lock(f"ns/lease-{turn}", me.encode())
-    print("got it" if unlock else "refused", flush=True)
+    lock = store.lock(f"ns/lease-{turn}", {"by": me})
+    print("got it" if lock else "refused", flush=True)
 """
     told = together(address, program, 2, turns=40)
     assert [sorted(answers) for answers in told] == [["got it", "refused"]] * 40
     for turn, answers in enumerate(told):
-        owner = open_objects(address).get(f"ns/lease-{turn}").data
-        assert owner == b"%d" % answers.index("got it")
+        owner = json.loads(open_objects(address).get(f"ns/lease-{turn}").data)
+        assert owner["by"] == str(answers.index("got it"))
 
 
 def test_of_sixteen_processes_that_create_one_key_exactly_one_does(address: str) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hpo_core import tuner
+from hpo_core.publish import read_status
 from hpo_core.tuner import Handle, Place
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
 
@@ -181,7 +181,7 @@ def wait_step(folder: Folder) -> subprocess.Popen[bytes]:
 def check_suspended(folder: Folder) -> None:
     store = Place.of(str(folder.path / ".hpo")).store("default", "small")
     eventually(lambda: not store.is_held(), "the tuner has gone")
-    seen = tuner.read_status(store)
+    seen = read_status(store)
     assert seen is not None
     assert seen.verdict.condition == "Suspended"
     eventually(lambda: folder.processes() == [], "no process left")

@@ -26,6 +26,8 @@ LAYERS = (
 DOORS = {
     "yaml": ("hpo_core/experiment/document.py",),
     "re2": ("hpo_core/metrics.py",),
+    "minio": ("hpo_core/objects/s3.py",),
+    "urllib3": ("hpo_core/objects/s3.py",),
     "rich": ("hpo_core/cli/show.py",),
     "kfp": ("components/", "pipelines/"),
     "torch": ("trainers/",),

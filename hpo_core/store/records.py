@@ -1,0 +1,311 @@
+"""The records of one experiment in an object store, and the lease of their one writer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpo_core.errors import Conflict, NotFound, Problem, SpecError, StoreError
+from hpo_core.experiment import Experiment, read_draft
+from hpo_core.objects import ABSENT, Lock, RecordStore
+from hpo_core.store.codec import difference, experiment_text, trial_from_json, trial_to_json
+from hpo_core.store.inbox import STOP, Inbox
+from hpo_core.store.together import together
+from hpo_core.trial import Trial
+
+TUNING, RETRAINING, DELETING, EDITING = "tuning", "retraining", "deleting", "editing"
+"""What the holder of the lease is doing."""
+_UNKNOWN = "unknown"
+"""Tag of a picture that an earlier tuner may have left."""
+
+_log = logging.getLogger(__name__)
+
+
+class ExperimentStore:
+    """Records of one experiment in an object store. Writing, but for requests, is for the holder of the lease.
+
+    Every write of a trial's record is conditional on the version that this store has read or written last, and says who
+    wrote it. So a writer that was paused, and whose lease somebody else has taken meanwhile, fails at its next write.
+    """
+
+    def __init__(self, objects: RecordStore, namespace: str, name: str) -> None:
+        self.objects = objects
+        self.namespace, self.name = namespace, name
+        self._prefix = f"{namespace}/{name}/"
+        self.inbox = Inbox(objects, f"{self._prefix}requests/")
+        self._lock: Lock | None = None
+        self._writer = ""
+        self._etags: dict[int, str] = {}
+        self._printing = threading.Lock()
+        self._printed: dict[str, str | None] = {}
+
+    @property
+    def uri(self) -> str:
+        """Where the records lie, for people."""
+        return f"{self.objects.uri}/{self._prefix.rstrip('/')}"
+
+    def accept(self, experiment: Experiment, *, now: str) -> Experiment:
+        """Record an experiment, or find it recorded; a changed budget is recorded, any other change is refused.
+
+        A budget that was edited stays, while the document that is given does not change its own.
+
+        Args:
+            experiment: As loaded.
+            now: RFC 3339; the creation time of a new one.
+
+        Returns:
+            The experiment with its identity.
+
+        Raises:
+            SpecError: It was recorded with another spec; the message shows the difference.
+        """
+        try:
+            recorded = self.load()
+        except NotFound:
+            accepted = experiment.accepted(secrets.token_hex(16), now)
+            self._put("experiment.yaml", experiment_text(accepted), expect=ABSENT)
+            return accepted
+        if recorded.spec_hash != experiment.spec_hash:
+            raise SpecError([Problem("spec", difference(recorded, experiment))])
+        if recorded.budgets == experiment.budgets or self.was_given(experiment):
+            return recorded
+        accepted = experiment.accepted(recorded.uid, recorded.created)
+        self.save_experiment(accepted)
+        return accepted
+
+    def was_given(self, experiment: Experiment) -> bool:
+        """Tell whether the document had the same budget last time, so that what was edited since is to stay."""
+        return self.derived_json("launch.json").get("given") == list(experiment.budgets)
+
+    def save_experiment(self, experiment: Experiment) -> None:
+        """Write an accepted experiment anew, with another budget."""
+        self._put("experiment.yaml", experiment_text(experiment))
+
+    def load(self) -> Experiment:
+        """Return the experiment as it was accepted.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        try:
+            text = self.objects.get(self._prefix + "experiment.yaml").data.decode()
+        except NotFound:
+            raise NotFound(
+                f"there is no experiment {self.name!r} in the namespace {self.namespace!r} of this store; "
+                "`hpo list` shows what there is, --store and --namespace choose another place"
+            ) from None
+        draft = read_draft(text)
+        metadata = draft.document["metadata"]
+        return draft.experiment().accepted(metadata["uid"], metadata["creationTimestamp"])
+
+    def record(self, trial: Trial, *, create: bool = False) -> None:
+        """Write a trial's record.
+
+        Raises:
+            Conflict: The number is taken, or its record was changed by somebody else: there is another writer.
+        """
+        body = json.dumps({**trial_to_json(trial), "writer": self._writer}).encode()
+        expect = ABSENT if create else self._etags.get(trial.number)
+        self._etags[trial.number] = self.objects.put(self._trial_key(trial.number), body, expect=expect)
+
+    def trials(self) -> list[Trial]:
+        """Read all trials, by number; empty when there are none.
+
+        Raises:
+            StoreError: A record cannot be read, was written by a newer version, or is missing between others.
+        """
+        found = together(self._read_trial, self.objects.list(self._prefix + "trials/"))
+        found.sort(key=lambda trial: trial.number)
+        for expected, trial in enumerate(found, 1):
+            if trial.number != expected:
+                raise StoreError(f"the record of trial {expected} of {self.name!r} is missing; restore it from a copy")
+        return found
+
+    def _read_trial(self, key: str) -> Trial:
+        blob = self.objects.get(key)
+        try:
+            trial = trial_from_json(json.loads(blob.data))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"the record {key} cannot be read: {error!r}; restore it from a copy") from error
+        self._etags[trial.number] = blob.etag
+        return trial
+
+    def save_printed(self, label: str, log: bytes, metrics: str, *, final: bool) -> None:
+        """Write what a workload printed and the metric points in it, one JSON object a line.
+
+        A picture of a running workload may be written late, by another thread or by a server that was paused with it in
+        its hands. So it replaces only the version before it, and never what is final.
+
+        Args:
+            label: The trial's number in five digits, or `retrain`.
+            log: Head and tail of it; empty for nothing.
+            metrics: The points; "" for none.
+            final: Whether the workload is over.
+        """
+        with self._printing:
+            for name, content in ((f"logs/{label}.log", log), (f"metrics/{label}.jsonl", metrics.encode())):
+                if final:
+                    self._save_final(name, content)
+                else:
+                    self._save_picture(name, content)
+
+    def _save_final(self, name: str, content: bytes) -> None:
+        if content or name in self._printed:
+            self.objects.put(self._prefix + name, content)
+        self._printed[name] = None
+
+    def _save_picture(self, name: str, content: bytes) -> None:
+        before = self._printed.get(name, ABSENT)
+        if before is None or not content:
+            return
+        try:
+            self._printed[name] = self.objects.put(self._prefix + name, content, expect=before)
+        except Conflict:
+            # An earlier tuner has left one, or an earlier write of ours came through late.
+            self._printed[name] = self._tag(name)
+
+    def _tag(self, name: str) -> str:
+        try:
+            return self.objects.get(self._prefix + name).etag
+        except NotFound:
+            return ABSENT
+
+    def resume_printing(self, label: str) -> None:
+        """Expect that an earlier tuner has left pictures of that workload."""
+        with self._printing:
+            for name in (f"logs/{label}.log", f"metrics/{label}.jsonl"):
+                self._printed.setdefault(name, _UNKNOWN)
+
+    def log(self, label: str) -> bytes:
+        """Return what a trial printed.
+
+        Raises:
+            NotFound: Nothing has been kept of it (yet).
+        """
+        return self.objects.get(f"{self._prefix}logs/{label}.log").data
+
+    def metric_lines(self, label: str) -> str:
+        """Return a workload's metric points, one JSON object a line; "" when nothing has been kept of them (yet)."""
+        return self.derived(f"metrics/{label}.jsonl") or ""
+
+    def save_output(self, label: str, folder: Path) -> None:
+        """Keep what a workload left in its output directory."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                self.objects.put(f"{self._prefix}models/{label}/{path.relative_to(folder).as_posix()}", path)
+
+    def outputs(self, label: str) -> list[str]:
+        """Return the keys of what was kept of a workload's output."""
+        return self.objects.list(f"{self._prefix}models/{label}/")
+
+    def output_labels(self) -> list[str]:
+        """Return the labels of all workloads whose output, or a part of it, is kept; sorted."""
+        prefix = f"{self._prefix}models/"
+        found = self.objects.list(prefix, deep=False)
+        return [key.removeprefix(prefix).rstrip("/") for key in found if key.endswith("/")]
+
+    def delete_output(self, label: str) -> None:
+        """Remove what was kept of a workload's output."""
+        together(self.objects.delete, self.outputs(label))
+
+    def save_derived(self, name: str, content: str) -> None:
+        """Write a derived document, such as `status.json`; nobody may rely on it for a decision about trials."""
+        self._put(name, content)
+
+    def derived(self, name: str) -> str | None:
+        """Return a derived document; None when it has not been written."""
+        try:
+            return self.objects.get(self._prefix + name).data.decode(errors="replace")
+        except NotFound:
+            return None
+
+    def derived_json(self, name: str) -> dict[str, Any]:
+        """Return a derived document that is a JSON object; empty when it has not been written, or cannot be read."""
+        text = self.derived(name)
+        if text is None:
+            return {}
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            _log.warning("derived.unreadable name=%s experiment=%s", name, self.name)
+            return {}
+        return found
+
+    @contextlib.contextmanager
+    def lease(self, owner: Mapping[str, Any]) -> Iterator[None]:
+        """Be the one writer while the context lasts; requests to stop that were there before are dropped.
+
+        Args:
+            owner: Who takes it, for others to read: host, pid, purpose.
+
+        Raises:
+            Conflict: Somebody else is; the message says who.
+        """
+        earlier = self.inbox.requests()
+        lock = self.objects.lock(self._prefix + "lease", owner)
+        if lock is None:
+            raise Conflict(f"the experiment {self.name!r} is being {self._describe_holder()}")
+        self._lock, self._writer = lock, secrets.token_hex(4)
+        try:
+            # Whoever starts an experiment means it; a request that comes from now on meets a writer.
+            for request in earlier:
+                if request.kind == STOP:
+                    self.inbox.consume(request)
+            yield
+        finally:
+            self._lock = None
+            lock.release()
+
+    def confirm(self) -> None:
+        """Make sure that this process is still the one writer, before it does what cannot be undone.
+
+        Raises:
+            Conflict: Somebody else is.
+            TransientError: It cannot be told now.
+        """
+        if self._lock is not None:
+            self._lock.confirm()
+
+    def is_held(self) -> bool:
+        """Tell whether a writer is alive."""
+        return self.objects.is_locked(self._prefix + "lease")
+
+    def holder(self) -> dict[str, Any]:
+        """Return who the writer is, or was; empty when there was none."""
+        return self.derived_json("lease")
+
+    def delete(self) -> None:
+        """Remove all records; the lease is held. The experiment itself goes last, so that a half is never forgotten."""
+        document, lease = self._prefix + "experiment.yaml", self._prefix + "lease"
+        together(self.objects.delete, [key for key in self.objects.list(self._prefix) if key not in (document, lease)])
+        self.objects.delete(document)
+        self.objects.delete(lease)
+
+    def _describe_holder(self) -> str:
+        holder = self.holder()
+        doing = {RETRAINING: "retrained", DELETING: "deleted", EDITING: "edited"}.get(holder.get("purpose", ""), "run")
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        return f"{doing} by {who}; `hpo stop {self.name}` stops it"
+
+    def _trial_key(self, number: int) -> str:
+        return f"{self._prefix}trials/{number:05d}.json"
+
+    def _put(self, name: str, text: str, *, expect: str | None = None) -> None:
+        self.objects.put(self._prefix + name, text.encode(), expect=expect)
+
+
+def list_experiments(objects: RecordStore) -> list[tuple[str, str]]:
+    """Return namespace and name of every experiment in a store, sorted; empty when there is none."""
+    namespaces = [key for key in objects.list("", deep=False) if key.endswith("/") and not key.startswith(".")]
+    folders = [key for keys in together(lambda key: objects.list(key, deep=False), namespaces) for key in keys]
+    there = together(lambda key: objects.list(f"{key}experiment.yaml"), [key for key in folders if key.endswith("/")])
+    found = sorted(key.split("/") for keys in there for key in keys)
+    return [(parts[0], parts[1]) for parts in found]

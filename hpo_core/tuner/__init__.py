@@ -1,0 +1,27 @@
+"""A tuner of an experiment, here or in the background: start it, wait for it, ask it for something.
+
+Components and the command line call this. It puts the parts together: a store's address becomes records, a lease,
+scratch space and a launcher.
+"""
+
+from hpo_core.tuner.background import launch
+from hpo_core.tuner.foreground import delete, retrain, run, run_experiment
+from hpo_core.tuner.interruption import Interruption
+from hpo_core.tuner.observing import edit, request_stop, stop_trial, wait, wait_for_stop
+from hpo_core.tuner.place import Handle, Place
+
+__all__ = [
+    "Handle",
+    "Interruption",
+    "Place",
+    "delete",
+    "edit",
+    "launch",
+    "request_stop",
+    "retrain",
+    "run",
+    "run_experiment",
+    "stop_trial",
+    "wait",
+    "wait_for_stop",
+]

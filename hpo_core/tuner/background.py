@@ -1,0 +1,160 @@
+"""A tuner in the background: a process of its own session, which neither the end of whoever started it nor a signal to
+that one's group reaches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, Problem, SpecError, StoreError
+from hpo_core.experiment import Experiment, dump_yaml
+from hpo_core.lint import lint
+from hpo_core.store import TUNING, ExperimentStore
+from hpo_core.tuner.foreground import run_experiment
+from hpo_core.tuner.interruption import Interruption
+from hpo_core.tuner.place import Handle, Place
+
+READY_S = 60.0
+"""How long a new tuner may take to say that it holds the lease."""
+
+_log = logging.getLogger(__name__)
+
+
+def launch(experiment: Experiment, place: Place, *, run_id: str = "") -> Handle:
+    """Start a tuner in the background and return once it holds the lease and has recorded the experiment.
+
+    Idempotent: an experiment of the same spec that is running already is taken as this one.
+
+    Args:
+        experiment: As loaded.
+        place: Where its records are to be.
+        run_id: What makes this launch one of its own: another one gets its own experiment, whose name ends in a hash of
+            it. "" takes the experiment's name as it stands.
+
+    Raises:
+        SpecError: An experiment of that name has another spec.
+        Conflict: It is being retrained.
+        LaunchError: The tuner did not come up; the message has its last words.
+    """
+    if run_id:
+        experiment = experiment.renamed(run_id)
+    start_tuner(experiment, place)
+    return Handle(experiment.namespace, experiment.name, place.uri, "local", experiment.spec_hash, run_id)
+
+
+def start_tuner(experiment: Experiment, place: Place) -> None:
+    """Start a tuner process, unless one runs this very experiment, and wait for its word."""
+    store = place.store(experiment.namespace, experiment.name)
+    log = place.tuner_log(experiment.namespace, experiment.name)
+    order = {"document": dump_yaml(experiment.document), "place": asdict(place), "namespace": experiment.namespace}
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as errors, tempfile.TemporaryFile() as told:
+            told.write(json.dumps(order).encode())
+            told.seek(0)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hpo_core.tuner"],
+                stdin=told,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise StoreError(f"cannot start a tuner that logs to {log}: {error.strerror}; mend this") from error
+    answer = _answer_of(process)
+    if "ready" in answer:
+        return
+    if answer.get("kind") == "Conflict" and _runs_the_same(store, experiment):
+        return
+    said = answer.get("error") or last_words(place, experiment)
+    if answer.get("kind") == "SpecError":
+        raise SpecError([Problem("", said)])
+    if answer.get("kind") == "Conflict":
+        raise Conflict(said)
+    raise LaunchError(f"the tuner of {experiment.name!r} did not start: {said}")
+
+
+def _answer_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Wait for a new tuner's one line; empty when it died, or said nothing in time, which ends it."""
+    assert process.stdout is not None
+    with process.stdout:
+        ready, _, _ = select.select([process.stdout], [], [], READY_S)
+        if not ready:
+            process.kill()
+            process.wait()
+            return {}
+        with contextlib.suppress(ValueError):
+            answer = json.loads(process.stdout.readline())
+            return answer if isinstance(answer, dict) else {}
+    return {}
+
+
+def _runs_the_same(store: ExperimentStore, experiment: Experiment) -> bool:
+    """Tell whether the holder of the lease tunes this very experiment, with these budgets or edited ones."""
+    try:
+        running = store.load()
+    except NotFound:
+        return False
+    if store.holder().get("purpose") != TUNING or running.spec_hash != experiment.spec_hash:
+        return False
+    return running.budgets == experiment.budgets or store.was_given(experiment)
+
+
+def last_words(place: Place, experiment: Experiment) -> str:
+    """Say what an experiment's background tuner said last, and where."""
+    log = place.tuner_log(experiment.namespace, experiment.name)
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    words = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"its last words in {log}: {words}"
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[Callable[[Mapping[str, str]], None]]:
+    """Give a function that sends the one line to whoever started this process, and then lets go of the pipe."""
+    pipe = os.dup(1)
+    os.set_inheritable(pipe, False)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    answered = False
+
+    def answer(content: Mapping[str, str]) -> None:
+        nonlocal answered
+        if not answered:
+            answered = True
+            with contextlib.suppress(BrokenPipeError):
+                os.write(pipe, json.dumps(dict(content)).encode() + b"\n")
+            os.close(pipe)
+
+    yield answer
+
+
+def main() -> int:
+    """Be the background tuner: take an order from stdin, answer with one line, run to the end."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    order = json.load(sys.stdin)
+    place = Place(**order["place"])
+    with _answering() as answer, Interruption() as interruption:
+        try:
+            experiment = lint(order["document"], namespace=order["namespace"]).experiment()
+            run_experiment(
+                experiment,
+                place,
+                should_stop=lambda: interruption.requested,
+                ready=lambda accepted: answer({"ready": accepted.uid}),
+            )
+        except HpoError as error:
+            answer({"error": str(error), "kind": type(error).__name__})
+            _log.error("tuner.failed reason=%s", error)
+            return 1
+    return 0

@@ -1,0 +1,147 @@
+"""An experiment run, retrained or deleted by this process, under the lease of its records."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpo_core import images, loop
+from hpo_core.experiment import Experiment
+from hpo_core.launch import Launcher
+from hpo_core.publish import Publisher, publish_report, read_status
+from hpo_core.search import make_search
+from hpo_core.status import Progress
+from hpo_core.store import DELETING, RETRAINING, STOP, TUNING, ExperimentStore
+from hpo_core.tuner.place import Place, launched_place
+
+
+def run_experiment(
+    experiment: Experiment,
+    place: Place,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    show: Callable[[Progress], None] = lambda progress: None,
+    ready: Callable[[Experiment], None] = lambda experiment: None,
+) -> loop.Snapshot:
+    """Run an experiment in this process until it is over or suspended; goes on with one that was begun.
+
+    Args:
+        experiment: As loaded.
+        place: Where its records are.
+        should_stop: Asked several times a second; true suspends it.
+        show: Told of progress at every change.
+        ready: Called once the lease is held, the experiment is recorded and its status can be read.
+
+    Raises:
+        SpecError: It was begun with another spec.
+        BuildError: Its local image is not on this machine.
+        Conflict: Another process is running it, or has taken it over while this one was paused.
+        StoreError, LaunchError, TransientError: Our own work failed; it can be resumed.
+    """
+    images.find_local_image(experiment.template.primary_image, place.images_root)
+    clock = loop.SystemClock()
+    store = place.store(experiment.namespace, experiment.name)
+    site = place.launcher(experiment, parallel=1).site
+    with store.lease(describe_owner(TUNING, site)), Publisher(store, clock) as publisher:
+        accepted = store.accept(experiment, now=clock.now())
+        there = launched_place(store, place)
+        given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
+        told = {"directory": there.directory, "given": given or experiment.budgets}
+        store.save_derived("launch.json", json.dumps(told))
+        launcher = there.launcher(accepted, parallel=accepted.parallel_trial_count)
+        run = loop.Run(accepted, store, launcher, make_search(accepted), clock=clock, should_stop=should_stop)
+        publisher.write(run.snapshot())
+        ready(accepted)
+
+        def after_turn(job: loop.Run, changed: bool) -> None:
+            publisher.offer(job, changed)
+            if changed:
+                show(job.progress())
+
+        final = loop.run(run, after_turn)
+        publisher.publish(final)
+    return final
+
+
+def run(experiment: Experiment, store: str = "./.hpo", directory: str | Path = ".") -> loop.Snapshot:
+    """Run an experiment in this process until it is over, from Python; goes on with one that was begun.
+
+    Args:
+        experiment: As `load_experiment` gives it.
+        store: Where records are kept: a directory, or `s3://BUCKET/PREFIX`.
+        directory: Working directory of trials whose image is no local image.
+
+    Raises:
+        HpoError: See `run_experiment`; the experiment can be resumed.
+    """
+    return run_experiment(experiment, Place.of(store, directory))
+
+
+def retrain(
+    store: ExperimentStore,
+    place: Place,
+    values: Mapping[str, Any],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    model_dir: Path | None = None,
+    show: Callable[[str], None] = lambda line: None,
+) -> loop.Retraining:
+    """Train the final model of an experiment in this process; see `loop.retrain`.
+
+    Raises:
+        Conflict: The experiment is being run or retrained by another process.
+    """
+    experiment = store.load()
+    launcher: Launcher = launched_place(store, place).launcher(experiment, parallel=1)
+    requests_at = 0.0
+
+    def stop_asked() -> bool:
+        nonlocal requests_at
+        if should_stop():
+            return True
+        if time.monotonic() < requests_at:
+            return False
+        requests_at = time.monotonic() + loop.INBOX_S
+        return any(request.kind == STOP for request in store.inbox.requests())
+
+    with store.lease(describe_owner(RETRAINING, launcher.site)):
+        done = loop.retrain(experiment, values, store, launcher, should_stop=stop_asked, model_dir=model_dir, show=show)
+        seen = read_status(store)
+        if seen is not None:
+            publish_report(store, experiment, seen.verdict)
+    return done
+
+
+def delete(store: ExperimentStore, place: Place) -> None:
+    """Remove an experiment: what a tuner that died has left running, and every record.
+
+    Raises:
+        NotFound: There is none of that name.
+        Conflict: It is being run or retrained.
+    """
+    experiment = store.load()
+    launcher = place.launcher(experiment, parallel=1)
+    with store.lease(describe_owner(DELETING, launcher.site)):
+        launcher.sweep()
+        store.delete()
+
+
+def _is_record(experiment: Experiment, accepted: Experiment) -> bool:
+    """Tell whether an experiment was read from its record, and not from a document that a user gave."""
+    return bool(experiment.document["metadata"].get("uid") == accepted.uid)
+
+
+def describe_owner(purpose: str, site: str = "") -> dict[str, Any]:
+    """What the holder of a lease tells of itself."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": loop.SystemClock().now(),
+        "purpose": purpose,
+        "site": site,
+    }

@@ -1,0 +1,43 @@
+"""Whether this process has been asked to end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+
+class Interruption:
+    """Whether this process has been asked to end: by SIGINT, SIGTERM, SIGHUP, a closed stdout or a vanished parent.
+
+    A context manager; inside, the signals only set `requested`.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self, *, watch_stdout: bool = False, watch_parent: bool = False) -> None:
+        self._flag = False
+        self._parent = os.getppid() if watch_parent else 0
+        self._stdout = select.poll() if watch_stdout else None
+        if self._stdout is not None:
+            self._stdout.register(1, 0)
+
+    def __enter__(self) -> Interruption:
+        self._before = [(number, signal.signal(number, self._on_signal)) for number in self._SIGNALS]
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002  the signature is the interpreter's
+        self._flag = True
+
+    @property
+    def requested(self) -> bool:
+        """Whether the end was asked for; stays true."""
+        if self._parent and os.getppid() != self._parent:
+            self._flag = True
+        if self._stdout is not None and any(mask & select.POLLERR for _, mask in self._stdout.poll(0)):
+            self._flag = True
+        return self._flag

@@ -1,0 +1,126 @@
+"""Where an experiment's records are, and where this machine keeps what belongs to it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hpo_core import images
+from hpo_core.errors import Problem, SpecError
+from hpo_core.experiment import Experiment
+from hpo_core.launch.local import LocalLauncher
+from hpo_core.objects import RecordStore, folder_of, open_objects
+from hpo_core.store import ExperimentStore
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an experiment's records, images and scratch files lie.
+
+    Attributes:
+        uri: The store's address, absolute.
+        directory: Working directory of trials whose image is no local image, absolute.
+    """
+
+    uri: str
+    directory: str
+
+    @classmethod
+    def of(cls, store: str, directory: str | Path = ".") -> Place:
+        """Make the place of a store's address as a user gave it."""
+        uri = store if "://" in store else str(Path(store).absolute())
+        return cls(uri, str(Path(directory).absolute()))
+
+    @functools.cached_property
+    def objects(self) -> RecordStore:
+        """The object store.
+
+        Raises:
+            StoreError: There is no store of that address, or its credentials are missing.
+        """
+        return open_objects(self.uri)
+
+    @property
+    def home(self) -> Path:
+        """The folder of this machine for what cannot be elsewhere: images, scratch files, tuners' logs.
+
+        It is the store's own where that is a folder; else one in the user's state folder that belongs to the store's
+        address alone, so that a tuner that is started from any directory finds the trials of an earlier one.
+        """
+        folder = folder_of(self.uri)
+        if folder is not None:
+            return folder
+        digest = hashlib.sha256(self.uri.encode()).hexdigest()[:8]
+        return _state_folder() / f"{re.sub('[^A-Za-z0-9.-]+', '-', self.uri.partition('://')[2])[:40]}-{digest}"
+
+    @property
+    def images_root(self) -> Path:
+        """Where local images lie."""
+        return images.images_root(self.home)
+
+    def store(self, namespace: str, name: str) -> ExperimentStore:
+        """The records of one experiment."""
+        return ExperimentStore(self.objects, namespace, name)
+
+    def tuner_log(self, namespace: str, name: str) -> Path:
+        """Where a background tuner writes what it has to say."""
+        return self.home / namespace / name / "tuner.log"
+
+    def launcher(self, experiment: Experiment, *, parallel: int) -> LocalLauncher:
+        """A launcher that finds again what an earlier one started for this experiment."""
+        return LocalLauncher(
+            self.home / ".scratch" / experiment.uid,
+            images_root=self.images_root,
+            directory=Path(self.directory),
+            parallel=parallel,
+        )
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A launched experiment, as one step of a pipeline tells the next."""
+
+    namespace: str
+    name: str
+    store: str
+    backend: str
+    spec_hash: str
+    run_id: str = ""
+
+    def to_json(self) -> str:
+        """Write it as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Handle:
+        """Read it from JSON text.
+
+        Raises:
+            SpecError: The text is no handle.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            message = f"is no handle of an experiment: {error}; give the output `handle` of the launch step"
+            raise SpecError([Problem("handle", message)]) from error
+
+
+def launched_place(store: ExperimentStore, place: Place) -> Place:
+    """Return the place with the directory that the experiment was first launched in, if that is still there."""
+    directory = store.derived_json("launch.json").get("directory")
+    return Place(place.uri, directory) if isinstance(directory, str) and Path(directory).is_dir() else place
+
+
+def _state_folder() -> Path:
+    """The user's folder for what programs keep on this machine, as the XDG specification has it."""
+    try:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    except RuntimeError:  # a user without a home, as in many a container
+        return Path(tempfile.gettempdir()) / f"kfp-hpo-{os.getuid()}"
+    return state / "kfp-hpo"
