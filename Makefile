@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--ext
 help:
 	@echo "make demo     tune and retrain a digit classifier with the shipped pipeline, on this machine"
 	@echo "make test     lint, types and tests"
-	@echo "make e2e      tests that need more than Python: a browser"
+	@echo "make e2e      tests that need more than Python: a browser, and the S3 server that AWS_ENDPOINT_URL names"
 	@echo "make bench    what our own work costs"
 	@echo "make compile  make the component and pipeline YAML anew"
 	@echo "make clean    remove the environment, build files and the demo's records"
@@ -31,7 +31,7 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 e2e: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest tests/e2e -rs
+	$(BIN)/python -m pytest -m e2e tests -rs
 
 bench: $(VENV)/dev.stamp
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/benchmarks/overhead.py
