@@ -232,7 +232,7 @@ def test_the_page_asks_nothing_of_a_network() -> None:
 
 
 def test_the_page_uses_nothing_that_a_sandboxed_frame_forbids() -> None:
-    script = files("hpo_core.report").joinpath("page.js").read_text("utf-8")
+    script = page_of(example()).texts["script"][1]
     assert not re.findall(
         r"localStorage|sessionStorage|cookie|alert\(|open\(|fetch\(|innerHTML|eval\(|clipboard", script
     )
