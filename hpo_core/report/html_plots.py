@@ -77,8 +77,8 @@ def _importance(summary: Summary) -> str:
     bars = "".join(_bar(name, share) for name, share in shares.items())
     return (
         f'<div class="importance{tall}"><h3>Importance</h3><ul class="bars">{bars}</ul>'
-        f'<p class="muted">How much of the differences in rank by {_text(summary.metric)} each parameter explains '
-        f"alone, among {count:,} trials. What parameters do only in combination is not seen.</p></div>"
+        f'<p class="muted">The share of the differences in the ranking by {_text(summary.metric)} that each parameter '
+        f"explains alone, among {count:,} trials. Effects of combinations are not seen.</p></div>"
     )
 
 

@@ -45,7 +45,8 @@ const shareOf = (height) => Math.min(Math.max(1 - (height - AXIS_TOP) / AXIS_HEI
 function parallelLayout(axes, width) {
   const guess = width / axes.length;
   const nameWidth = (axis) => Math.min(axis.name.length * NAME_LETTER, guess - 12) / 2 + 2;
-  const tickWidth = (axis) => Math.min(Math.max(...axis.ticks.map((tick) => tick.text.length)) * AXIS_LETTER, guess - 18) + 16;
+  const letters = (axis) => Math.max(...axis.ticks.map((tick) => (tick.full ?? tick.text).length), 1);
+  const tickWidth = (axis) => Math.min(letters(axis) * AXIS_LETTER, guess - 18, 200) + 16;
   const left = Math.max(nameWidth(axes[0]), tickWidth(axes[0]));
   const right = Math.max(nameWidth(axes[axes.length - 1]), tickWidth(axes[axes.length - 1]));
   const gap = (width - left - right) / (axes.length - 1);
@@ -67,7 +68,7 @@ function linePath(places, tag, trial, data) {
 }
 
 function axisTicks(axis, x, gap, last) {
-  const letters = Math.max(Math.floor((gap - 18) / AXIS_LETTER), 3);
+  const letters = Math.max(Math.floor(Math.min(gap - 18, 200) / AXIS_LETTER), 3);
   const side = last ? { x: x + 11, "text-anchor": "start" } : { x: x - 11, "text-anchor": "end" };
   let taken = Infinity;
   const drawn = [];
@@ -129,7 +130,8 @@ function dragFrom(axis, share, range) {
   if (Math.abs(share - high) < near) return start(low);
   if (share < low || share > high) return start(share);
   return (now) => {
-    const by = Math.min(Math.max(now - share, -low), 1 - high);
+    const wanted = axis.bands ? Math.round((now - share) * axis.bands) / axis.bands : now - share;
+    const by = Math.min(Math.max(wanted, -low), 1 - high);
     return rangeOf(axis, low + by, high + by);
   };
 }
