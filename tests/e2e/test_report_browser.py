@@ -346,6 +346,20 @@ def test_filters_hold_together_and_one_button_clears_them(tmp_path: Path) -> Non
     assert (every["field"], every["pressed"]) == ("", 0)
 
 
+def test_a_row_under_the_pointer_points_out_its_trial_in_every_plot(tmp_path: Path) -> None:
+    act = """
+      const row = document.querySelector("tr[data-trial='3']");
+      point(row.cells[1], "pointerover", 0, 0);
+      const hot = all(".hot").map((each) => [each.localName, each.dataset.trial]);
+      const over = plot("parallel").querySelector(".over").getAttribute("points") !== null;
+      point(row.cells[1], "pointerout", 0, 0);
+      return { hot, over, after: all(".hot, .over[points]").length };
+    """
+    seen = see(report.html(*example()), tmp_path, act=act)["acted"]
+    assert seen["hot"] == [["circle", "3"], ["polyline", "3"], ["circle", "3"], ["circle", "3"], ["tr", "3"]]
+    assert (seen["over"], seen["after"]) == (True, 0)
+
+
 # --- Curves -------------------------------------------------------------------------------------------------------
 
 
