@@ -72,8 +72,9 @@ def trial_verdict(experiment: Experiment, trial: Trial, exited: Exited, reader: 
     observation = reader.observation()
     value = observation.value(experiment.objective)
     if value is None or not math.isfinite(value):
-        return TrialVerdict(TrialCondition.METRICS_UNAVAILABLE, *_explain_missing_metric(experiment, reader))
-    return TrialVerdict(TrialCondition.SUCCEEDED, "TrialSucceeded", exited.message, observation)
+        return TrialVerdict(TrialCondition.METRICS_UNAVAILABLE, *_explain_missing_metric(experiment, exited, reader))
+    message = _sentence(exited.message, _missed(reader))
+    return TrialVerdict(TrialCondition.SUCCEEDED, "TrialSucceeded", message, observation)
 
 
 def explain_exit(exited: Exited, reader: MetricsReader) -> tuple[str, str]:
@@ -83,8 +84,7 @@ def explain_exit(exited: Exited, reader: MetricsReader) -> tuple[str, str]:
         The reason in one word, and a message with the last lines that it printed.
     """
     reason, message = _name_exit(exited)
-    parts = [message, exited.message, _last_lines(reader)]
-    return reason, "; ".join(part for part in parts if part)
+    return reason, _sentence(message, exited.message, _last_lines(reader))
 
 
 def _name_exit(exited: Exited) -> tuple[str, str]:
@@ -105,14 +105,23 @@ def _name_exit(exited: Exited) -> tuple[str, str]:
     return "ExitCode", f"exit code {code}"
 
 
-def _explain_missing_metric(experiment: Experiment, reader: MetricsReader) -> tuple[str, str]:
+def _explain_missing_metric(experiment: Experiment, exited: Exited, reader: MetricsReader) -> tuple[str, str]:
     metric = experiment.objective.metric_name
     latest = reader.latest(metric)
     if latest is not None:
-        return "MetricNotFinite", f"the trainer printed {metric}={latest}; {_last_lines(reader)}"
-    filters = " or ".join(reader.filters)
+        told = f"the trainer printed {metric}={latest}"
+        return "MetricNotFinite", _sentence(told, exited.message, _missed(reader), _last_lines(reader))
+    told = f"no line with {metric}=<number> was printed (looked for {' or '.join(reader.filters)})"
     printed = _last_lines(reader) or "it printed nothing"
-    return "MetricNotFound", f"no line with {metric}=<number> was printed (looked for {filters}); {printed}"
+    return "MetricNotFound", _sentence(told, exited.message, _missed(reader), printed)
+
+
+def _sentence(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _missed(reader: MetricsReader) -> str:
+    return f"{reader.missed_bytes} bytes of its output could not be read for metrics" if reader.missed_bytes else ""
 
 
 def _last_lines(reader: MetricsReader) -> str:

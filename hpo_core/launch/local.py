@@ -6,6 +6,9 @@ What a Job's manifest means here is `command`'s; what the supervisor leaves behi
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import math
 import os
 import select
 import shutil
@@ -26,8 +29,13 @@ from hpo_core.launch.command import read_command, trial_environment
 
 POLL_S = 0.1
 """How often output is looked for; exits wake the launcher at once."""
-OUTPUT_BYTES = 512 << 10
+OUTPUT_BYTES = 256 << 10
 """After so much output of one workload it is the others' turn."""
+ROOM_S, ROOM_PATIENCE_S = 1.0, 300.0
+"""How often, and for how long, a workload that found the disk full is started again."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,11 +45,14 @@ class _Watched:
     Attributes:
         is_over: Its supervisor is gone; its end is told once all of its output has been.
         is_behind: It has printed more than was given.
+        is_waiting: The disk is full; it is started once there is room.
+        retry_at, give_up_at: When that is tried next, and when no more.
     """
 
     name: str
     folder: Path
     log: LogTail
+    job: Job | None = None
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
     started: bool = False
@@ -49,6 +60,9 @@ class _Watched:
     is_over: bool = False
     is_behind: bool = False
     code: int = 0
+    is_waiting: bool = False
+    retry_at: float = 0.0
+    give_up_at: float = math.inf
 
 
 class LocalLauncher:
@@ -77,21 +91,26 @@ class LocalLauncher:
         if job.name in self._watched:
             return
         folder = self._scratch / job.name
-        watched = _Watched(job.name, folder, LogTail(folder))
+        watched = _Watched(job.name, folder, LogTail(folder), job)
         if not (folder / "claim").exists():
             try:
                 watched.process = self._spawn(job, folder)
             except OSError as error:
-                raise TransientError(f"cannot start {job.name} in {folder}: {error.strerror}", 2.0) from error
+                if error.errno not in NO_ROOM:
+                    raise TransientError(f"cannot start {job.name} in {folder}: {error.strerror}", 2.0) from error
+                self._wait_for_room(watched)  # not here: the end of another one may make it
             except ValueError as error:  # a NUL, or a variable's name with =
                 raise LaunchError(f"cannot start {job.name}: its command or environment has an {error}") from error
         self._watched[job.name] = watched
-        self._follow(watched)
+        if not watched.is_waiting:
+            self._follow(watched)
 
     def stop(self, name: str) -> None:
         """See `Launcher.stop`."""
         watched = self._watched.get(name)
-        if watched is not None and watched.pidfd >= 0:
+        if watched is not None and watched.is_waiting:
+            watched.stopping = watched.is_over = True
+        elif watched is not None and watched.pidfd >= 0:
             watched.stopping = True
             try:
                 signal.pidfd_send_signal(watched.pidfd, signal.SIGTERM)
@@ -179,6 +198,9 @@ class LocalLauncher:
                 if watched.stopping:
                     self.stop(watched.name)
                 return
+            if watched.code in NO_ROOM and not watched.stopping and time.monotonic() < watched.give_up_at:
+                self._wait_for_room(watched)
+                return
         self._end(watched)
 
     def _end(self, watched: _Watched) -> None:
@@ -195,11 +217,34 @@ class LocalLauncher:
             self._looked = time.monotonic()
         events: list[Event] = []
         for watched in list(self._watched.values()):
-            if everywhere or watched.is_over or watched.is_behind:
+            if watched.is_waiting and watched.job is not None and not watched.is_over:
+                self._start_late(watched, watched.job)
+            elif everywhere or watched.is_over or watched.is_behind:
                 events += self._look(watched)
                 if watched.is_over and not watched.is_behind:
                     events += self._conclude(watched)
         return events
+
+    def _wait_for_room(self, watched: _Watched) -> None:
+        if not watched.is_waiting:
+            _log.warning("launch.waits name=%s reason=no room left in %s", watched.name, watched.folder)
+        watched.is_waiting = True
+        watched.retry_at = time.monotonic() + ROOM_S
+        watched.give_up_at = min(watched.give_up_at, time.monotonic() + ROOM_PATIENCE_S)
+
+    def _start_late(self, watched: _Watched, job: Job) -> None:
+        """Start a workload that found no room on the disk, when it is time to try again."""
+        if time.monotonic() < watched.retry_at:
+            return
+        try:
+            watched.process = self._spawn(job, watched.folder)
+        except OSError as error:
+            watched.code = error.errno or 0
+            self._wait_for_room(watched)
+            watched.is_over = time.monotonic() >= watched.give_up_at
+            return
+        watched.is_waiting = False
+        self._follow(watched)
 
     def _look(self, watched: _Watched) -> Iterator[Event]:
         if not watched.started:

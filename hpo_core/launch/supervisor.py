@@ -338,6 +338,8 @@ def main(arguments: list[str]) -> None:
         os.write(last_word, b"\n" * 512)
         claimed = claim(folder)
     except OSError as error:
+        for name in ("exit", "claim"):
+            remove(f"{folder}/{name}.{os.getpid()}")
         os._exit(error.errno or 1)  # in words it could not be written where the disk is full
     if claimed < 0:
         os.unlink(f"{folder}/exit.{os.getpid()}")

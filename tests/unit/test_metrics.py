@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -9,10 +10,11 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
+import re2
 
 from hpo_core import metrics
 from hpo_core.errors import MetricsError
-from hpo_core.metrics import KEPT_NAMES, KEPT_POINTS, LINE_BYTES, MetricPoint, MetricsReader
+from hpo_core.metrics import DEFAULT_FILTER, KEPT_NAMES, KEPT_POINTS, LINE_BYTES, MetricPoint, MetricsReader
 from hpo_core.trial import MetricSummary
 from tests.experiments import make_draft
 
@@ -203,6 +205,119 @@ def test_however_the_output_is_cut_into_pieces_the_same_is_read(text: bytes) -> 
         assert repr(reader.points) == repr(whole.points) == repr(tuple(found))
         assert repr(reader.observation()) == repr(whole.observation())
         assert reader.last_lines == whole.last_lines
+
+
+def by_the_filter_itself(text: bytes, names: tuple[str, ...]) -> list[MetricPoint]:
+    """What Katib's way finds: the expression by RE2, line by line, in text whose broken characters are replaced."""
+    pattern = re2.compile(DEFAULT_FILTER)
+    found = []
+    for number, line in enumerate(text.split(b"\n"), 1):
+        for match in pattern.finditer(line[:LINE_BYTES].decode(errors="replace")):
+            if match[1] in names and match[2] not in ("", "+", "-") and match[2][:1] not in "eE":
+                found.append(MetricPoint(match[1], float(match[2]), number))
+    return found
+
+
+PLAIN = ("loss", "val_loss", "x|y", "epoch", "a-b")
+ODD = ("loss", "e5", "nan", "inf", "-a", "|b", "7", "größe", "e")
+TOKENS = [
+    *(name.encode() for name in (*PLAIN, *ODD)),
+    *(b"=", b" = ", b"=", b"0.5", b"-1e-3", b"+.25", b"5.", b"1E5", b"nan", b"NaN", b"-inf", b"Infinity", b"1e", b"."),
+    *(b" ", b"\t", b"\v", b"\f", b"\r", b"\n", b"\n", b"\0", b"\xff", b"\xe2\x82", "é".encode(), "\u2028".encode()),
+    *(b"|", b"-", b"_", b"+", b"x", b"3", b",", b":", b"train-", b"2loss=1", b"loss=1loss=2", b"\x85", b"\x1c", b"T"),
+]
+"""Whatever a name or a value can be glued to, and bytes that some expressions take for blanks or letters."""
+
+
+@pytest.mark.parametrize("names", [PLAIN, PLAIN[:1], ODD, ODD[-1:]], ids=["plain", "one", "odd", "odd one"])
+def test_lines_that_are_read_many_at_a_time_mean_what_the_filter_says(names: tuple[str, ...]) -> None:
+    for seed in range(3000):
+        rng = random.Random(seed)
+        text = b"".join(rng.choices(TOKENS, k=rng.randrange(1, 40)))
+        reader = MetricsReader(names)
+        assert repr(reader.feed(text + b"\n")) == repr(by_the_filter_itself(text, names)), text
+
+
+def signs(*more: bytes) -> list[bytes]:
+    """Every byte that is no line break, and what else may stand before a name."""
+    return [bytes([number]) for number in range(256) if number != ord("\n")] + list(more)
+
+
+SURE, UNSURE = (b"", b" ", b"=", b"a=", b"a=nan", b"a=1.", b"_", b"|", b"\xff"), (b"1", b"-", b"a=1", b"a=-")
+
+
+@pytest.mark.parametrize("unsure", [False, True], ids=["sure", "unsure"])
+@pytest.mark.parametrize("value", [b"", b"1", b"+", b"nan", b"1.", b" 2e3"])
+def test_every_sign_around_a_report_means_what_the_filter_says(
+    monkeypatch: pytest.MonkeyPatch, value: bytes, unsure: bool
+) -> None:
+    """A value and what stands around it, behind every byte; line by line it is read only where it must be."""
+    few = SURE + UNSURE if unsure else SURE
+    every = signs(*few) if unsure else [sign for sign in signs(*few) if sign not in UNSURE and not sign.isdigit()]
+    pairs = [*itertools.product(every, few), *itertools.product(few, every)]
+    text = b"\n".join(b"%sloss=%s%sloss=2" % (before, value, behind) for before, behind in pairs)
+    expected = by_the_filter_itself(text, PLAIN)
+    if not unsure and value[-1:] not in b"123":
+        monkeypatch.delattr(MetricsReader, "_read_lines")
+    assert repr(MetricsReader(PLAIN).feed(text + b"\n")) == repr(expected)
+
+
+def test_reading_without_points_keeps_the_same() -> None:
+    rng = random.Random(3)
+    text = b"".join(b"%sloss=%d\n" % (rng.choice([b"", b"\n", b"a "]), rng.randrange(99)) for _ in range(50_000))
+    fed, read_only = MetricsReader(NAMES), MetricsReader(NAMES)
+    for at in range(0, len(text), 100_000):
+        fed.feed(text[at : at + 100_000])
+        read_only.read(text[at : at + 100_000])
+    assert read_only.points == fed.points
+    assert read_only.observation() == fed.observation()
+    assert len({point.line for point in fed.points}) == len(fed.points)
+    assert all(text.split(b"\n")[p.line - 1].endswith(b"loss=%d" % p.value) for p in fed.points[::97])
+
+
+def test_written_lines_are_those_of_the_points_however_often_they_are_asked_for() -> None:
+    reader = MetricsReader(NAMES)
+    assert reader.lines() == ""
+    for number in range(10):
+        reader.feed(b"loss=0.5\naccuracy=nan\n" * 10 ** (number % 5))
+        assert reader.lines() == "".join(point.to_json() + "\n" for point in reader.points)
+        assert reader.lines() is reader.lines()
+
+
+def test_bytes_that_could_not_be_had_are_counted() -> None:
+    reader = MetricsReader(NAMES)
+    reader.feed(b"loss=1\n")
+    assert reader.missed_bytes == 0
+    reader.feed(b"2\nloss=3\n", missing=1000)
+    reader.read(b"", missing=7)
+    assert reader.missed_bytes == 1007
+    assert reader.observation().metrics["loss"].latest == 3.0
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"\n" * 100, b"x" * 1000, b"loss" * 250, b"loss=1\n" * 150, b"=" * 1000, b"loss=" + b" " * 1000, b"\xff\0" * 500],
+    ids=["blank", "one line", "needles", "metrics", "signs", "spaces", "broken"],
+)
+def test_whatever_is_printed_takes_little_memory(piece: bytes) -> None:
+    """A MiB at once: beside the piece itself only its windows, and the kept points, each of some 250 bytes."""
+    reader, data = MetricsReader(NAMES), piece * ((1 << 20) // len(piece))
+    tracemalloc.start()
+    try:
+        reader.read(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * LINE_BYTES + 2 * 250 * (KEPT_POINTS + LINE_BYTES // 7)
+
+
+def test_more_metrics_than_points_are_kept_are_read_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thinning cannot take the first point of each: it must not try for ever."""
+    monkeypatch.setattr(metrics, "KEPT_POINTS", 5)
+    names = tuple(f"m{number}" for number in range(10))
+    reader = MetricsReader(names)
+    reader.feed("".join(f"{name}=1\n" for name in names).encode() * 2)
+    assert [point.name for point in reader.points] == list(names)
 
 
 def test_of_an_overlong_line_only_the_head_is_read() -> None:

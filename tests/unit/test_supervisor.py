@@ -574,19 +574,54 @@ print(check_numbered(pieces) == 200 * {BLOCK}, [len(data) > 0 for data, missing 
     assert read == "True [True, False]"
 
 
-def test_a_disk_that_is_full_before_the_start_is_named() -> None:
+FULL_DISK = """
+import errno, os
+from hpo_core.launch import local
+def fill(path):
+    with open(path, "wb", buffering=0) as filler:
+        try:
+            while True: filler.write(b"x" * 4096)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+"""
+
+
+def test_a_disk_that_stays_full_is_named() -> None:
     program = """
-filler = open(disk / "filler", "wb", buffering=0)
-try:
-    while True: filler.write(b"x" * 4096)
-except OSError:
-    pass
-try:
-    list(run(process_job("a", ["true"])))
-except TransientError as error:
-    print(error)
+local.ROOM_S, local.ROOM_PATIENCE_S = 0.1, 0.3
+fill(disk / "filler")
+list(run(process_job("a", ["true"])))
 """
     with tempfile.TemporaryDirectory() as folder:
-        told = run_on_small_disk(ON_SMALL_DISK + program, Path(folder), size_kib=256)
+        told = run_on_small_disk(ON_SMALL_DISK + FULL_DISK + program, Path(folder), size_kib=256)
+    assert told.startswith("None CannotStart")
     assert "No space left on device" in told
     assert f"{folder}/scratch/a" in told
+
+
+def test_a_trial_that_finds_the_disk_full_starts_when_there_is_room_and_nobody_waits_for_that() -> None:
+    """Others start, end and are stopped meanwhile; it is the end of one of them that makes the room."""
+    program = """
+local.ROOM_S = 0.1
+launcher.submit(process_job("a", ["sh", "-c", "while [ ! -e end ]; do sleep 0.02; done"]))
+while not launcher.events(0.2): pass
+fill(disk / "filler")
+for name in ("b", "c"):
+    launcher.submit(process_job(name, ["true"]))
+launcher.stop("c")
+told = []
+while len(told) < 3:
+    for event in launcher.events(0.2):
+        if isinstance(event, Exited):
+            told.append((event.name, event.code, event.reason))
+            if event.name == "c":
+                (disk / "filler").rename(disk / "end")
+            if event.name == "a":
+                (disk / "end").unlink()
+for each in told:
+    print(*each)
+print(*sorted(path.name for path in (disk / "scratch/b").iterdir()))
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        ended = run_on_small_disk(ON_SMALL_DISK + FULL_DISK + program, Path(folder), size_kib=1024).splitlines()
+    assert ended == ["c None Stopped", "a 0 ", "b 0 ", "claim exit output supervisor.log"]
