@@ -61,12 +61,14 @@ function stepLines(root, lines, data) {
   return live;
 }
 
-const curveOrder = (entries, data) => {
+// The worst first, over them those that run, and the best one on top.
+function curveOrder(entries, data) {
   const running = entries.filter(({ trial }) => trial.objective === null);
   const byTrial = new Map(entries.map((entry) => [entry.trial, entry]));
   const valued = drawingOrder(entries.map(({ trial }) => trial).filter((trial) => trial.objective !== null), data);
-  return [...running, ...valued.map((trial) => byTrial.get(trial))];
-};
+  const top = valued.length && valued[valued.length - 1].number === data.best ? [valued.pop()] : [];
+  return [...valued.map((trial) => byTrial.get(trial)), ...running, ...top.map((trial) => byTrial.get(trial))];
+}
 
 function curveLine({ trial, curve }, x, y, data) {
   const places = curve.values.map((value, index) => [x.at(curve.indexes ? curve.indexes[index] : index + 1), y.at(value)]);
