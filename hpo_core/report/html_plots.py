@@ -78,7 +78,7 @@ def _importance(summary: Summary) -> str:
     return (
         f'<div class="importance{tall}"><h3>Importance</h3><ul class="bars">{bars}</ul>'
         f'<p class="muted">The share of the differences in the ranking by {_text(summary.metric)} that each parameter '
-        f"explains alone, among {count:,} trials. Effects of combinations are not seen.</p></div>"
+        f"explains alone, beyond chance, among {count:,} trials. Effects of combinations are not seen.</p></div>"
     )
 
 
