@@ -18,9 +18,9 @@ import pytest
 from hpo_core import report
 from hpo_core.experiment import Experiment
 from hpo_core.report import Curve
-from hpo_core.status import Verdict
+from hpo_core.status import RUNNING, Verdict
 from hpo_core.trial import Trial
-from tests.unit.test_report import HOSTILE, example, hostile, mixed
+from tests.unit.test_report import HOSTILE, ended, example, experiment, hostile, list_of, mixed, range_of
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
@@ -195,6 +195,14 @@ def test_few_trials_make_no_broken_plot(tmp_path: Path, count: int) -> None:
     asked, trials, verdict = example()
     seen = see(report.html(asked, trials[:count], verdict), tmp_path)
     assert len(seen["plots"]) == (4 if count else 0)
+    assert not any(plot["broken"] for plot in seen["plots"])
+
+
+def test_parameters_with_a_single_value_make_no_broken_plot(tmp_path: Path) -> None:
+    asked = experiment([range_of("lr", 0.5, 0.5), range_of("n", 3, 3, kind="int"), list_of("kind", "a")])
+    trials = [ended(asked, number, {"lr": 0.5, "n": 3, "kind": "a"}, {"loss": 1.0}) for number in (1, 2)]
+    seen = see(report.html(asked, trials, RUNNING), tmp_path)
+    assert len(seen["plots"]) == 5
     assert not any(plot["broken"] for plot in seen["plots"])
 
 

@@ -11,7 +11,7 @@ from hpo_core import report
 from hpo_core.report import Curve
 from hpo_core.report.html_page import SCRIPTS
 from hpo_core.report.summary import Summary
-from tests.unit.test_report import example, experiment, mixed, page_of, range_of
+from tests.unit.test_report import example, mixed, page_of
 
 
 def curves(numbers: list[int], names: tuple[str, ...]) -> dict[int, dict[str, Curve]]:
@@ -95,9 +95,3 @@ def test_10000_trials_with_curves_stay_below_a_megabyte_and_a_half() -> None:
 def test_every_script_of_the_package_is_on_the_page() -> None:
     shipped = {entry.name for entry in files("hpo_core.report").iterdir() if entry.name.endswith(".js")}
     assert shipped == set(SCRIPTS)
-
-
-def test_a_parameter_with_one_value_only_makes_a_page() -> None:
-    asked = experiment([range_of("lr", 0.5, 0.5)])
-    assert Summary.of(asked, [], mixed(1)[2]).best is None
-    assert page_of((asked, [], mixed(1)[2])).data["trials"] == []
