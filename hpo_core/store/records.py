@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from hpo_core.trial import Trial
 
 TUNING, RETRAINING, DELETING, EDITING = "tuning", "retraining", "deleting", "editing"
 """What the holder of the lease is doing."""
+HOLDER_S = 1.0
+"""How long a new holder of the lease may take to say who it is."""
+
 _UNKNOWN = "unknown"
 """Tag of a picture that an earlier tuner may have left."""
 
@@ -207,8 +211,7 @@ class ExperimentStore:
     def output_labels(self) -> list[str]:
         """Return the labels of all workloads whose output, or a part of it, is kept; sorted."""
         prefix = f"{self._prefix}models/"
-        found = self.objects.list(prefix, deep=False)
-        return [key.removeprefix(prefix).rstrip("/") for key in found if key.endswith("/")]
+        return sorted({key.removeprefix(prefix).partition("/")[0] for key in self.objects.list(prefix)})
 
     def delete_output(self, label: str) -> None:
         """Remove what was kept of a workload's output."""
@@ -279,8 +282,15 @@ class ExperimentStore:
         return self.objects.is_locked(self._prefix + "lease")
 
     def holder(self) -> dict[str, Any]:
-        """Return who the writer is, or was; empty when there was none."""
-        return self.derived_json("lease")
+        """Return who the writer is, or was; empty when there was none. Who has just become it may need an instant."""
+        until = time.monotonic() + HOLDER_S
+        while True:
+            text = self.derived("lease")
+            with contextlib.suppress(ValueError):
+                return dict(json.loads("{}" if text is None else text))
+            if time.monotonic() >= until:
+                return {}
+            time.sleep(0.01)
 
     def delete(self) -> None:
         """Remove all records; the lease is held. The experiment itself goes last, so that a half is never forgotten."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpo_core.store import ExperimentStore
+from hpo_core.tuner import Place
+
 EXPERIMENT = """
 apiVersion: kubeflow.org/v1beta1
 kind: Experiment
@@ -49,16 +52,30 @@ if [ "$HPO_PHASE" = retrain ]; then echo test_loss=0.25; else echo loss=$1; fi
 
 @dataclass(frozen=True)
 class Folder:
-    """A user's folder: `small.yaml`, `train.sh`, and the store in `.hpo`."""
+    """A user's folder: `small.yaml`, `train.sh`, and a store.
+
+    Attributes:
+        path: The folder.
+        uri: The store's address; `.hpo` in the folder when it is empty.
+    """
 
     path: Path
+    uri: str = ""
 
     @classmethod
-    def make(cls, path: Path, experiment: str = EXPERIMENT, trainer: str = TRAINER) -> Folder:
+    def make(cls, path: Path, experiment: str = EXPERIMENT, trainer: str = TRAINER, *, uri: str = "") -> Folder:
         path.mkdir(parents=True, exist_ok=True)
         (path / "small.yaml").write_text(experiment)
         (path / "train.sh").write_text(trainer)
-        return cls(path)
+        return cls(path, uri)
+
+    @property
+    def place(self) -> Place:
+        return Place.of(self.uri or str(self.path / ".hpo"), self.path)
+
+    @property
+    def store(self) -> ExperimentStore:
+        return self.place.store("default", "small")
 
     def hpo(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run `hpo` to its end, within a minute."""
@@ -71,7 +88,7 @@ class Folder:
         return subprocess.Popen(
             [sys.executable, "-m", "hpo_core.cli", *words],
             cwd=self.path,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "HPO_STORE": self.place.uri, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -79,8 +96,8 @@ class Folder:
         )
 
     def records(self) -> list[dict[str, Any]]:
-        paths = sorted((self.path / ".hpo/default/small/trials").glob("*.json"))
-        return [json.loads(path.read_text()) for path in paths]
+        objects = self.place.objects
+        return [json.loads(objects.get(key).data) for key in objects.list("default/small/trials/")]
 
     def conditions(self) -> list[str]:
         return [record["condition"] for record in self.records()]
@@ -91,7 +108,7 @@ class Folder:
         return path.read_text().split() if path.exists() else []
 
     def status(self) -> dict[str, Any]:
-        return dict(json.loads((self.path / ".hpo/default/small/status.json").read_text()))
+        return self.store.derived_json("status.json")
 
     def processes(self) -> list[str]:
         """Command lines of every process that works in this folder: tuners, supervisors, trials."""

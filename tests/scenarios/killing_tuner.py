@@ -1,6 +1,6 @@
 """A real tuner that kills itself, with SIGKILL, just before its n-th store or launcher call; n of 0 is never.
 
-    python killing_tuner.py EXPERIMENT.yaml STORE N
+    python -m tests.scenarios.killing_tuner EXPERIMENT.yaml STORE N
 
 It prints how many calls it made when it lives to the end.
 """

@@ -1,0 +1,132 @@
+"""One experiment on whichever store: two tuners at once, and requests of whoever is not the writer."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios.folders import EXPERIMENT, Folder, eventually
+
+SLOW = {"TRAIN_S": "30"}
+CONTESTS = 50
+
+
+def test_of_two_tuners_that_start_at_once_exactly_one_runs_and_the_other_says_who(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fifty times over. The winner's only trial takes longer than the loser needs to be refused."""
+    one_trial = EXPERIMENT.replace("maxTrialCount: 4", "maxTrialCount: 1").replace(
+        "parallelTrialCount: 2", "parallelTrialCount: 1"
+    )
+    refusals = 0
+    for contest in range(CONTESTS):
+        folder = Folder.make(tmp_path / str(contest), one_trial, uri=f"{uri}/{contest}")
+        both = [folder.start("run", "small.yaml", env={"TRAIN_S": "1"}) for _ in range(2)]
+        told = [process.communicate(timeout=30) for process in both]
+        assert sorted(process.returncode for process in both) == [0, 2], told
+        winner, loser = sorted(both, key=lambda process: process.returncode)
+        refused = told[both.index(loser)][1]
+        assert f"is being run by process {winner.pid} on " in refused
+        assert folder.conditions() == ["Succeeded"]
+        assert len(folder.starts()) == 1
+        refusals += 1
+    with capsys.disabled():
+        print(f"\ncontests of two tuners on {uri}: {refusals}, one winner each")
+
+
+def test_an_edited_budget_reaches_the_tuner_that_runs_within_two_seconds(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("launch", "small.yaml", env={"TRAIN_S": "3"})
+    eventually(lambda: len(folder.starts()) == 2, "two trials started")
+    began = time.monotonic()
+    edited = folder.hpo("edit", "small", "--parallel", "5", "--max", "5")
+    assert edited.returncode == 0, edited.stderr
+    assert "parallelTrialCount 5, maxTrialCount 5" in edited.stdout
+    eventually(lambda: len(folder.starts()) == 5, "three more started", timeout_s=2.9 - (time.monotonic() - began))
+    assert folder.hpo("wait", "small").returncode == 0
+    assert folder.conditions() == ["Succeeded"] * 5
+
+
+def test_a_budget_raised_on_a_finished_experiment_continues_it(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("run", "small.yaml")
+    edited = folder.hpo("edit", "small", "--max", "6")
+    assert "it runs" in edited.stdout, edited.stderr
+    assert "6/6 trials done" in folder.hpo("wait", "small").stdout
+    again = folder.hpo("run", "small.yaml")
+    assert again.returncode == 0, "the document that was not changed does not take the edit back"
+    assert folder.conditions() == ["Succeeded"] * 6
+
+
+def test_a_budget_that_makes_no_sense_is_refused_and_changes_nothing(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("run", "small.yaml")
+    refused = folder.hpo("edit", "small", "--max", "0", "--max-failed", "-1")
+    assert refused.returncode == 2
+    assert [line.split(": ")[1] for line in refused.stderr.splitlines()] == [
+        "spec.maxTrialCount",
+        "spec.maxFailedTrialCount",
+    ]
+    assert folder.store.load().max_trial_count == 4
+
+
+def test_one_trial_can_be_stopped_and_counts_as_killed_while_its_neighbour_goes_on(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("launch", "small.yaml", env={"TRAIN_S": "4"})
+    eventually(lambda: len(folder.starts()) == 2, "two trials started")
+    stopped = folder.hpo("stop", "small", "1")
+    assert "trial 1 of small is being stopped" in stopped.stdout, stopped.stderr
+    assert folder.hpo("wait", "small").returncode == 0
+    assert folder.conditions() == ["Killed", "Succeeded", "Succeeded", "Succeeded"]
+    first = folder.records()[0]
+    assert (first["reason"], first["message"]) == ("TrialKilled", "the trial was stopped by hpo stop")
+    assert "is over: Killed" in folder.hpo("stop", "small", "1").stdout
+
+
+def test_a_running_experiment_is_not_deleted_and_a_stopped_one_leaves_nothing(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("launch", "small.yaml", env=SLOW)
+    eventually(lambda: len(folder.starts()) == 2, "two trials started")
+    refused = folder.hpo("delete", "small")
+    assert refused.returncode == 2
+    assert "`hpo stop small` stops it" in refused.stderr
+    assert folder.hpo("stop", "small").returncode == 0
+    deleted = folder.hpo("delete", "small")
+    assert deleted.returncode == 0, deleted.stderr
+    assert folder.place.objects.list("default/") == []
+    assert "no experiment in" in folder.hpo("list").stdout
+    assert folder.hpo("run", "small.yaml").returncode == 0, "the same name can be begun anew"
+
+
+def test_deleting_ends_what_a_killed_tuner_has_left_running(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    process = folder.start("run", "small.yaml", env=SLOW)
+    eventually(lambda: len(folder.starts()) == 2, "two trials started")
+    process.kill()
+    process.communicate()
+    assert folder.processes() != []
+    assert folder.hpo("delete", "small").returncode == 0
+    assert folder.processes() == []
+    assert list((folder.place.home / ".scratch").glob("*")) == []
+
+
+def test_wait_shows_the_progress_that_run_shows(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("launch", "small.yaml", env={"TRAIN_S": "1.2"})
+    shown = folder.hpo("wait", "small").stdout.splitlines()
+    progress = [line for line in shown if "trials done" in line]
+    assert len(progress) >= 3
+    assert progress[-1].startswith("4/4 trials done, 0 running, best loss=")
+
+
+def test_readers_read_no_record_of_a_trial(uri: str, tmp_path: Path) -> None:
+    """With every record of a trial gone, they tell all the same what was published."""
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("run", "small.yaml")
+    objects = folder.place.objects
+    for key in objects.list("default/small/trials/"):
+        objects.delete(key)
+    for words in (("wait", "small"), ("status", "small"), ("list",)):
+        assert "4/4 trials done" in folder.hpo(*words).stdout, words
+    assert folder.hpo("report", "small", "-o", "out.html").returncode == 0
+    assert (folder.path / "out.html").read_text().count("data-trial=") >= 4
