@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
-from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation
+from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source
 
 _FLOCK = struct.Struct("hhqqi0q")
 """The system's `struct flock`: type, whence, start, length, process."""
@@ -167,7 +167,7 @@ def _write(path: Path, data: bytes | Path) -> str:
         file = path.open("xb")
     with file:
         if isinstance(data, Path):
-            with data.open("rb") as source:
+            with open_source(data) as source:
                 shutil.copyfileobj(source, file, 1 << 20)
                 source.seek(0)
                 tag = hashlib.file_digest(source, "sha256").hexdigest()

@@ -1,13 +1,15 @@
 """A lock on a server that knows none: an object that its holder renews, by conditional writes, as long as it lives.
 
 Whether a lease has run out is told by the server's clock alone, which dates the object and every answer; the holder
-counts from before it sent its renewal, so that it gives up its certainty before anybody else gives it up. A holder on
-this very machine that has died is known at once. A holder that was paused past its time may wake up: it has to
-`confirm` before what only a holder may do, and its writes of records are conditional anyway.
+counts from before it sent its renewal, so that it gives up its certainty before anybody else gives it up. An age is
+never told too high, so that no allowance for clocks is needed. A holder on this very machine that has died is known at
+once. A holder that was paused past its time may wake up: it has to `confirm` before what only a holder may do, and its
+writes of records are conditional anyway.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -27,8 +29,9 @@ LEASE_S = 15.0
 """How long a holder elsewhere that no longer renews is waited for."""
 RENEWALS = 3
 """How often a lease is renewed within its time."""
-CLOCK_S = 1.0
-"""What the server's times, in whole seconds, may differ from the truth."""
+
+_ours: set[str] = set()
+"""The ids of what this process holds, or is about to: a lease of this process that is none of them was never taken."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,11 +68,16 @@ class Lease:
             if cls.is_held(present):
                 return None
             expect = present.etag
-        try:
-            etag = objects.put(key, _text(content), expect=expect)
-        except Conflict:
-            return None
-        return cls(objects, key, content, etag, sent_at=sent_at)
+        with contextlib.ExitStack() as on_failure:
+            _ours.add(content["id"])
+            on_failure.callback(_ours.discard, content["id"])
+            try:
+                etag = objects.put(key, _text(content), expect=expect)
+            except Conflict:
+                return None
+            lease = cls(objects, key, content, etag, sent_at=sent_at)
+            on_failure.pop_all()
+        return lease
 
     @staticmethod
     def is_held(present: Blob) -> bool:
@@ -77,7 +85,7 @@ class Lease:
         holder = _parsed(present)
         if holder.get("released") or _is_dead(holder):
             return False
-        return present.age_s <= float(holder.get("leaseSeconds", LEASE_S)) + CLOCK_S
+        return present.age_s <= float(holder.get("leaseSeconds", LEASE_S))
 
     def confirm(self) -> None:
         """See `Lock.confirm`; asks the server only when the last renewal is too long ago."""
@@ -92,52 +100,59 @@ class Lease:
             return
         self._released.set()
         self._thread.join()
-        if self._lost:
-            return
         try:
-            self._put({"released": True})
+            with self._renewing:
+                self._put({"released": True})
         except Conflict:
-            return  # it was removed together with all else
+            return  # somebody else has it, or has removed it together with all else
         except (StoreError, TransientError) as error:
             _log.warning("lease.unreleased key=%s reason=%s", self._key, error)
+        finally:
+            _ours.discard(self._content["id"])
 
     def _keep(self) -> None:
         while not self._released.wait(self._lease_s / RENEWALS):
             try:
                 self._renew()
-            except Conflict:
+            except Conflict as error:
+                _log.warning("lease.lost key=%s reason=%s", self._key, error)
                 return
             except (StoreError, TransientError) as error:
                 _log.info("lease.unrenewed key=%s reason=%s", self._key, error)
 
     def _renew(self) -> None:
         with self._renewing:
-            if self._lost:
-                raise Conflict(self._lost)
             sent_at = now_s()
             self._content["renewals"] += 1
             self._put({})
             self._valid_until = sent_at + self._lease_s
 
     def _put(self, changes: Mapping[str, Any]) -> None:
-        """Write the lease anew, unless somebody else has; a renewal of ours whose answer was lost is none of theirs."""
+        """Write the lease anew, unless somebody else has; an earlier write whose answer was lost is none of theirs."""
         content = _text({**self._content, **changes})
-        try:
-            self._etag = self._objects.put(self._key, content, expect=self._etag)
-        except Conflict:
-            present = self._present()
-            holder = _parsed(present) if present else {}
-            if present is None or holder.get("id") != self._content["id"]:
-                who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}" if holder else "nobody"
-                self._lost = f"the lease {self._key} was taken over by {who}, since this process was thought dead"
-                raise Conflict(self._lost) from None
-            self._etag = self._objects.put(self._key, content, expect=present.etag)
+        for _ in range(RENEWALS):
+            if self._lost:
+                raise Conflict(self._lost)
+            try:
+                self._etag = self._objects.put(self._key, content, expect=self._etag)
+                return
+            except Conflict:
+                self._look()
+        raise TransientError(f"the lease {self._key} changes all the time; waiting for it")
 
-    def _present(self) -> Blob | None:
+    def _look(self) -> None:
+        """Find out who has written the lease last."""
         try:
-            return self._objects.get(self._key)
+            present = self._objects.get(self._key)
         except NotFound:
-            return None
+            self._lost = f"the lease {self._key} was removed, since this process was thought dead"
+            return
+        holder = _parsed(present)
+        if holder.get("id") == self._content["id"]:
+            self._etag = present.etag
+        else:
+            who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+            self._lost = f"the lease {self._key} was taken over by {who}, since this process was thought dead"
 
 
 def now_s() -> float:
@@ -156,7 +171,12 @@ def _parsed(blob: Blob) -> dict[str, Any]:
         content = json.loads(blob.data)
     except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
+    understood = (
+        isinstance(content, dict)
+        and isinstance(content.get("leaseSeconds"), int | float)
+        and isinstance(content.get("pid"), int)
+    )
+    return content if understood else {}
 
 
 def _this_process() -> dict[str, Any]:
@@ -174,17 +194,30 @@ def _machine() -> str:
         return ""
 
 
-def _start_of(pid: int) -> str:
-    """When a process started, in the system's ticks since boot; "" when there is no such process, or it is dead."""
+def _start_of(pid: int) -> str | None:
+    """When a process started, in the system's ticks since boot; "" when there is none or it is dead, None if hidden."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None if _exists(pid) else ""
     return "" if fields[0] in "ZX" else fields[19]
 
 
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 def _is_dead(holder: Mapping[str, Any]) -> bool:
-    """Tell whether a holder was a process of this very machine that is no more."""
+    """Tell whether a holder was a process of this very machine that is no more, or this one, which knows it is none."""
     if not holder.get("machine") or holder["machine"] != _machine():
         return False
-    return _start_of(int(holder.get("pid", 0))) != holder.get("started")
+    started = _start_of(holder["pid"])
+    if holder["pid"] == os.getpid() and holder.get("started") == started:
+        return holder.get("id") not in _ours
+    return started is not None and started != holder.get("started")

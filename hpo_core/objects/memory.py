@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core.errors import NotFound
-from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation
+from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source
 
 
 class MemoryStore:
@@ -36,7 +36,11 @@ class MemoryStore:
 
     def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
         """See `ObjectStore.put`."""
-        content = data.read_bytes() if isinstance(data, Path) else data
+        if isinstance(data, Path):
+            with open_source(data) as file:
+                content = file.read()
+        else:
+            content = data
         blob = Blob(content, hashlib.sha256(content).hexdigest())
         with self._writing:
             present = self._blobs.get(key)

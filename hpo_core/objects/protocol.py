@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo_core.errors import Conflict
+from hpo_core.errors import Conflict, StoreError
 
 ABSENT = ""
 """As `expect`: the object must not exist yet."""
@@ -20,7 +21,8 @@ class Blob:
     Attributes:
         data: The bytes.
         etag: The tag of this version.
-        age_s: Seconds since it was written, by the store's own clock, to the second.
+        age_s: Seconds since it was written, by the store's own clock: never more than that, and up to 2 s less where
+            that clock tells whole seconds.
     """
 
     data: bytes
@@ -56,6 +58,7 @@ class ObjectStore(Protocol):
 
         Raises:
             Conflict: `expect` does not hold; nothing was written.
+            StoreError: The file cannot be read.
         """
         ...
 
@@ -131,3 +134,15 @@ def check_expectation(key: str, expect: str | None, present: str) -> None:
     """
     if expect is not None and expect != present:
         raise Conflict(f"{key!r} was written by somebody else meanwhile")
+
+
+def open_source(path: Path) -> BufferedReader:
+    """Open a file that is to be put.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise StoreError(f"cannot read {path}, which is to be stored: {error.strerror}; mend that") from error

@@ -6,6 +6,7 @@ MINIO_ACCESS_KEY, MINIO_SECRET_KEY, MINIO_SECURE; in a pod without either the se
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,15 @@ PIPELINES_SERVICES = ("seaweedfs.kubeflow", "minio-service.kubeflow")
 SINGLE_WRITER = "HPO_SINGLE_WRITER"
 """Set to `yes` by a user who vouches that no second tuner runs, for a server without conditional writes."""
 
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT")
 _KEYS = (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"))
-_ROLE_VARIABLES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+_ROLE_VARIABLES = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
+_FLAGS = {"": False, "no": False, "false": False, "0": False, "yes": True, "true": True, "1": True}
 
 
 @dataclass(frozen=True)
@@ -52,32 +60,43 @@ class S3Settings:
         Raises:
             StoreError: The address makes no sense, or there are no credentials.
         """
-        endpoint, secure = _endpoint(environment)
-        access_key, secret_key = _credentials(environment, endpoint)
+        # A Secret made from a file often ends in a line break.
+        told = {name: value.strip() for name, value in environment.items()}
+        name = next((name for name in _ENDPOINTS if told.get(name)), "")
+        endpoint, secure = _endpoint(name, told)
+        access_key, secret_key = _credentials(told, endpoint, of_minio=name == "MINIO_ENDPOINT")
         return cls(
             endpoint,
             secure,
             access_key,
             secret_key,
-            environment.get("AWS_SESSION_TOKEN", "") if access_key == environment.get("AWS_ACCESS_KEY_ID") else "",
-            environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION", ""),
-            environment.get(SINGLE_WRITER, "").lower() in ("yes", "true", "1"),
+            told.get("AWS_SESSION_TOKEN", "") if access_key == told.get("AWS_ACCESS_KEY_ID") else "",
+            told.get("AWS_REGION") or told.get("AWS_DEFAULT_REGION", ""),
+            _flag(SINGLE_WRITER, told),
         )
 
 
-def _endpoint(environment: Mapping[str, str]) -> tuple[str, bool]:
-    name = next((n for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT") if environment.get(n)), "")
-    given = environment.get(name) or _of_pipelines(environment) or AMAZON
-    scheme = "https" if environment.get("MINIO_SECURE", "").lower() in ("yes", "true", "1") else "http"
-    parts = urlsplit(given if "://" in given else f"{scheme}://{given}")
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or "@" in parts.netloc:
-        raise StoreError(f"{name} must be an address such as http://minio-service.kubeflow:9000, got {given!r}")
+def _endpoint(name: str, told: Mapping[str, str]) -> tuple[str, bool]:
+    given = told.get(name) or _of_pipelines(told) or AMAZON
+    scheme = "https" if _flag("MINIO_SECURE", told) else "http"
+    try:
+        parts = urlsplit(given if "://" in given else f"{scheme}://{given}")
+        rest = parts.path.strip("/") or parts.query or parts.fragment
+        known = parts.scheme in ("http", "https") and _HOST.fullmatch(parts.netloc) and parts.port != 0
+    except ValueError:
+        known, rest = None, ""
+    if not known or rest:
+        hidden = "…@" if "@" in given else ""  # whatever stands before it may be a password
+        raise StoreError(
+            f"{name} must be an address such as http://minio-service.kubeflow:9000, with neither path nor password, "
+            f"got {hidden + given.rpartition('@')[2]!r}"
+        )
     return parts.netloc, parts.scheme == "https"
 
 
-def _of_pipelines(environment: Mapping[str, str]) -> str:
+def _of_pipelines(told: Mapping[str, str]) -> str:
     """Address of the object store that Kubeflow Pipelines brings; "" outside of a cluster, or where there is none."""
-    if "KUBERNETES_SERVICE_HOST" not in environment:
+    if "KUBERNETES_SERVICE_HOST" not in told:
         return ""
     for host in PIPELINES_SERVICES:
         try:
@@ -88,14 +107,21 @@ def _of_pipelines(environment: Mapping[str, str]) -> str:
     return ""
 
 
-def _credentials(environment: Mapping[str, str], endpoint: str) -> tuple[str, str]:
-    for key, secret in reversed(_KEYS) if environment.get("MINIO_ENDPOINT") else _KEYS:
-        if environment.get(key) and environment.get(secret):
-            return environment[key], environment[secret]
-    if any(environment.get(name) for name in _ROLE_VARIABLES):
+def _credentials(told: Mapping[str, str], endpoint: str, *, of_minio: bool) -> tuple[str, str]:
+    for key, secret in reversed(_KEYS) if of_minio else _KEYS:
+        if told.get(key) and told.get(secret):
+            return told[key], told[secret]
+    if any(told.get(name) for name in _ROLE_VARIABLES):
         return "", ""
     pairs = " or ".join(f"{key} and {secret}" for key, secret in _KEYS)
     raise StoreError(
         f"there are no credentials for the object store at {endpoint}: set {pairs}; Kubeflow Pipelines keeps them as "
         "accesskey and secretkey in the Secret mlpipeline-minio-artifact of your namespace"
     )
+
+
+def _flag(name: str, told: Mapping[str, str]) -> bool:
+    given = told.get(name, "")
+    if given.lower() not in _FLAGS:
+        raise StoreError(f"{name} must be yes or no, got {given!r}")
+    return _FLAGS[given.lower()]

@@ -1,10 +1,13 @@
 """What every object store promises, made ready for tests: the stores, and other processes that use them.
 
-A store joins by adding how it is made to `STORES`, and to `SHARED` when several processes can open it.
+A store joins by adding how it is made to `STORES`, and to `SHARED` when several processes can open it. What is `s3` in
+them is the server that the environment names, so its tests belong to `make e2e`.
 """
 
 from __future__ import annotations
 
+import functools
+import secrets
 import subprocess
 import sys
 import time
@@ -14,18 +17,49 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from hpo_core.objects import DirectoryStore, MemoryStore, RecordStore
+import pytest
+
+from hpo_core.objects import DirectoryStore, MemoryStore, RecordStore, open_objects
+from tests.s3_server import shared_server
 
 T = TypeVar("T")
+
+BUCKET = "kfp-hpo-tests"
+
+
+def s3_address(folder: Path) -> str:
+    """Address of a prefix that nobody else uses, in a bucket that is there."""
+    shared_server()
+    _make_bucket()
+    return f"s3://{BUCKET}/{folder.name}-{secrets.token_hex(4)}"
+
+
+@functools.cache
+def _make_bucket() -> None:
+    store = open_objects(f"s3://{BUCKET}")
+    lock = store.lock("made", {})
+    if lock is not None:
+        lock.release()
+
 
 STORES: Mapping[str, Callable[[Path], RecordStore]] = {
     "memory": lambda folder: MemoryStore(),
     "directory": lambda folder: DirectoryStore(folder / "store"),
+    "s3": lambda folder: open_objects(s3_address(folder)),
 }
 """Every store, from a folder for its test."""
 
-SHARED: Mapping[str, Callable[[Path], str]] = {"directory": lambda folder: str(folder / "store")}
+SHARED: Mapping[str, Callable[[Path], str]] = {
+    "directory": lambda folder: str(folder / "store"),
+    "s3": s3_address,
+}
 """Address of every store that other processes can open, from the same folder."""
+
+
+def parameters(names: Mapping[str, object]) -> list[object]:
+    """Parameters of a fixture, one for each store; those that need a server are marked."""
+    return [pytest.param(name, marks=pytest.mark.e2e if name == "s3" else ()) for name in names]
+
 
 PROLOGUE = """
 import os, sys, time
@@ -44,6 +78,12 @@ def all_at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
     """Do all of these in threads of their own; returns what each returned."""
     with ThreadPoolExecutor(len(actions)) as pool:
         return [future.result() for future in [pool.submit(action) for action in actions]]
+
+
+def many_at_once(action: Callable[[str], object], keys: Sequence[str]) -> None:
+    """Do the same for many keys, 16 at a time."""
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(action, keys))
 
 
 @contextmanager

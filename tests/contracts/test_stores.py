@@ -7,15 +7,26 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from hpo_core.errors import Conflict, NotFound
+from hpo_core.errors import Conflict, NotFound, StoreError
 from hpo_core.objects import ABSENT, RecordStore, open_objects
-from tests.contracts.store_suite import SHARED, STORES, all_at_once, hear, other_process, tell, together
+from tests.contracts.store_suite import (
+    SHARED,
+    STORES,
+    all_at_once,
+    hear,
+    many_at_once,
+    other_process,
+    parameters,
+    tell,
+    together,
+)
 
 HOLD_LOCK = """
 lock = store.lock("ns/lease", {"by": me})
@@ -27,15 +38,24 @@ sys.stdin.readline()
 """
 
 
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> RecordStore:
-    return STORES[request.param](tmp_path)
+@pytest.fixture(params=parameters(STORES))
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStore]:
+    store = STORES[request.param](tmp_path)
+    yield store
+    empty(store)
 
 
-@pytest.fixture(params=SHARED)
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=parameters(SHARED))
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Of a store that other processes can open too."""
-    return SHARED[request.param](tmp_path)
+    address = SHARED[request.param](tmp_path)
+    yield address
+    empty(open_objects(address))
+
+
+def empty(store: RecordStore) -> None:
+    for key in store.list(""):
+        store.delete(key)
 
 
 def test_what_was_put_is_what_is_got(store: RecordStore, tmp_path: Path) -> None:
@@ -46,6 +66,36 @@ def test_what_was_put_is_what_is_got(store: RecordStore, tmp_path: Path) -> None
     etags = {key: store.put(key, data) for key, data in given.items()}
     assert [store.get(key).data for key in given] == [content, b"", content]
     assert {key: store.get(key).etag for key in given} == etags
+
+
+def test_a_file_of_several_parts_has_one_tag_by_which_it_can_be_replaced(store: RecordStore, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 25_000)  # 6.4 MB; S3's parts are of 5 MiB or more
+    tag = store.put("model", file)
+    assert store.get("model").etag == tag
+    assert store.get("model").data == file.read_bytes()
+    store.put("model", b"new", expect=tag)
+    assert store.get("model").data == b"new"
+
+
+def test_a_file_that_cannot_be_read_is_named_and_nothing_is_written(store: RecordStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot read .*/gone, which is to be stored: No such file or directory"):
+        store.put("a/b", tmp_path / "gone")
+    assert store.list("") == []
+
+
+def test_the_age_of_an_object_grows_and_is_never_told_too_high(store: RecordStore) -> None:
+    """Where the clock tells whole seconds, up to 2 s may be missing: one that it cut off, one for what it may add."""
+    blur_s = 2.0 if store.uri.startswith("s3:") else 0.0
+    before = time.monotonic()
+    store.put("a", b"1")
+    after = time.monotonic()
+    assert store.get("a").age_s <= time.monotonic() - before
+    time.sleep(blur_s + 0.2)
+    asked = time.monotonic()
+    age_s = store.get("a").age_s
+    # A file system dates by the kernel's tick, up to 10 ms in the past.
+    assert asked - after - blur_s - 0.01 <= age_s <= time.monotonic() - before + 0.01
 
 
 def test_an_object_that_is_not_there_is_not_found(store: RecordStore) -> None:
@@ -111,6 +161,54 @@ def test_a_list_is_sorted_and_holds_exactly_the_keys_that_begin_with_the_prefix(
     assert store.list("ns/nothing/") == store.list("q") == []
 
 
+def test_a_flat_list_holds_one_entry_for_all_that_lies_below(store: RecordStore) -> None:
+    for key in ("ns/exp/lease", "ns/exp/trials/1.json", "ns/exp2", "nsx/a", "z"):
+        store.put(key, b"x")
+    assert store.list("", deep=False) == ["ns/", "nsx/", "z"]
+    assert store.list("ns/", deep=False) == ["ns/exp/", "ns/exp2"]
+    assert store.list("ns/exp", deep=False) == ["ns/exp/", "ns/exp2"]
+    assert store.list("ns/exp/", deep=False) == ["ns/exp/lease", "ns/exp/trials/"]
+    assert store.list("q/", deep=False) == []
+
+
+def test_a_list_has_no_end_at_a_thousand(store: RecordStore) -> None:
+    keys = [f"trials/{number:05d}.json" for number in range(1, 1102)]
+    many_at_once(lambda key: store.put(key, b""), keys)
+    assert store.list("trials/") == keys
+    many_at_once(store.delete, keys)
+    assert store.list("") == []
+
+
+ODD_NAMES = (
+    "a b",
+    "a+b",
+    "a%20b",
+    "100%",
+    "#1",
+    "lr=0.1&x",
+    "ü/ñ",
+    "模型",
+    "~t",
+    "(x)'!*",
+    ":;,$@",
+    "a?b",
+    '"',
+    "[0]",
+    "\\",
+)
+
+
+def test_keys_are_taken_as_they_are_whatever_they_would_mean_in_an_address(store: RecordStore) -> None:
+    tags = {key: store.put(f"models/{key}", key.encode(), expect=ABSENT) for key in ODD_NAMES}
+    assert store.list("models/") == sorted(f"models/{key}" for key in ODD_NAMES)
+    for key, tag in tags.items():
+        assert store.get(f"models/{key}").data == key.encode()
+        store.put(f"models/{key}", b"new", expect=tag)
+        assert store.list(f"models/{key}") == [f"models/{key}"]
+        store.delete(f"models/{key}")
+    assert store.list("models/") == []
+
+
 def test_objects_whose_names_begin_with_a_dot_are_listed_and_can_be_removed(store: RecordStore) -> None:
     """Trainers leave such files: Hydra writes `.hydra/config.yaml`."""
     keys = ["models/1/.hydra/config.yaml", "models/1/.state"]
@@ -155,6 +253,22 @@ def test_of_sixteen_threads_that_create_one_key_exactly_one_does(store: RecordSt
         won = all_at_once([partial(create, key, number) for number in range(16)])
         assert won.count(True) == 1
         assert store.get(key).data == b"%d" % won.index(True) * 5000
+
+
+def test_of_two_hundred_that_create_one_key_at_once_exactly_one_does(store: RecordStore) -> None:
+    all_there = threading.Barrier(200)
+
+    def create(number: int) -> bool:
+        all_there.wait()
+        try:
+            store.put("ns/lease", b"%d" % number, expect=ABSENT)
+        except Conflict:
+            return False
+        return True
+
+    won = all_at_once([partial(create, number) for number in range(200)])
+    assert won.count(True) == 1
+    assert store.get("ns/lease").data == b"%d" % won.index(True)
 
 
 @pytest.mark.usefixtures("restless")
@@ -226,6 +340,14 @@ def test_a_lock_is_one_at_a_time_and_names_its_owner(store: RecordStore) -> None
     again.release()
 
 
+def test_a_lock_that_is_held_is_confirmed(store: RecordStore) -> None:
+    lock = store.lock("ns/lease", {"by": "me"})
+    assert lock is not None
+    lock.confirm()
+    lock.release()
+    lock.release()
+
+
 def test_locks_of_different_names_do_not_know_each_other(store: RecordStore) -> None:
     first, second = store.lock("a/lease", {"by": "1"}), store.lock("b/lease", {"by": "2"})
     assert first is not None
@@ -255,6 +377,27 @@ def test_asking_whether_a_lock_is_held_never_keeps_anybody_from_taking_it(store:
         return taken
 
     assert sum(all_at_once([take, *[ask] * 50])) == 20
+
+
+def test_a_large_file_is_stored_without_being_read_into_memory(address: str, tmp_path: Path) -> None:
+    """Of 200 MB, S3's client holds five parts of 5 MiB: three on their way, one read, one waiting.
+
+    Each may be there twice, as it is read and as it is sent: 50 MiB. With what an allocator keeps, 80 MB are allowed.
+    """
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(200_000_000)
+    program = f"""
+from pathlib import Path
+def peak_kib():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+store.put("small", b"x")
+before = peak_kib()
+store.put("large", Path({str(large)!r}))
+print(peak_kib() - before, flush=True)
+"""
+    with other_process(address, program) as other:
+        assert int(hear(other)) * 1024 < 80_000_000
 
 
 def test_a_lock_of_another_process_is_seen_and_respected(address: str) -> None:
