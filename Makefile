@@ -34,7 +34,10 @@ e2e: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m e2e tests -rs
 
 bench: $(VENV)/dev.stamp
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/benchmarks/overhead.py
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.benchmarks.overhead
+	$(BIN)/python -m tests.benchmarks.scale
+	$(BIN)/python -m tests.benchmarks.report
+	$(BIN)/python -m tests.benchmarks.hostile
 
 compile: $(VENV)/dev.stamp
 	$(BIN)/python -m pipelines.compile

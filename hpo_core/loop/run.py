@@ -118,7 +118,7 @@ class Run:
         for trial in ended[-self.experiment.parallel_trial_count :]:
             self._launcher.forget(trial.name)  # a crash between its record and this left it behind
         opened = [trial for trial in self.trials if not trial.condition.is_terminal]
-        self._discard_outputs(exempt=opened)
+        self._discard_outputs()
         if self._verdict().condition.is_terminal and not opened:
             return
         resumed = [self._taken_over(trial) for trial in opened]
@@ -280,9 +280,12 @@ class Run:
         together(save, ended)
         return sorted(before - kept)
 
-    def _discard_outputs(self, *, exempt: Iterable[Trial]) -> None:
-        """Remove outputs that a crash has left, between the record of a better trial and this."""
-        kept = {f"{number:05d}" for number in self._kept.numbers} | {_label(trial) for trial in exempt}
+    def _discard_outputs(self) -> None:
+        """Remove outputs that a crash has left: of what a better trial has replaced, and of open trials.
+
+        What those leave is stored when their ends are told again.
+        """
+        kept = {f"{number:05d}" for number in self._kept.numbers}
         for label in self._patiently(self._store.output_labels):
             if label.isdecimal() and label not in kept:
                 self._patiently(self._store.delete_output, label)

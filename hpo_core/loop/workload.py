@@ -50,4 +50,4 @@ class Follower:
     def picture(self) -> tuple[bytes, str]:
         """Return the log, and the metric points as one JSON object a line."""
         self._shown = self.log.size
-        return self.log.content(), "".join(point.to_json() + "\n" for point in self.reader.points)
+        return self.log.content(), self.reader.lines()

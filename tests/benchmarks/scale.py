@@ -1,4 +1,4 @@
-"""What our own work costs when trials cost nothing: `make bench`.
+"""What our own work costs when trials cost nothing.
 
 Runs experiments of no-op trials with a scripted launcher, each in a process of its own, on a directory and, where
 AWS_ENDPOINT_URL names a server, on S3. Prints trials per second, the cost of a trial at 1,000 against 10,000, memory,
@@ -60,9 +60,8 @@ class Counting:
 def tune(uri: str, count: int) -> dict[str, float]:
     """Run an experiment of that many trials to its end, then resume it; returns what it cost."""
     budget = {"spec.parallelTrialCount": PARALLEL, "spec.maxTrialCount": count}
-    experiment = make_experiment(
-        PARAMETERS, changes={**budget, "metadata.name": f"n{count}", "metadata.namespace": "x"}
-    )
+    changes = {**budget, "metadata.name": f"n{count}", "metadata.namespace": "x"}
+    experiment = make_experiment(PARAMETERS, changes=changes)
     objects = Counting(open_objects(uri))
     store = ExperimentStore(objects, "x", experiment.name)
     machine = ScriptedMachine(lambda job: Play(lines=(f"loss={flags(job)['lr']}",)))
