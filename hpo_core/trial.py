@@ -190,7 +190,9 @@ class Trial:
             log_cursor=0,
         )
 
-    def finish(self, verdict: TrialVerdict, *, finished_seq: int, log_cursor: int, now: str) -> Trial:
+    def finish(
+        self, verdict: TrialVerdict, *, finished_seq: int, log_cursor: int, now: str, metrics_incomplete: bool = False
+    ) -> Trial:
         """Return the trial in its terminal condition."""
         self._check_open()
         if not verdict.condition.is_terminal:
@@ -201,7 +203,7 @@ class Trial:
             reason=verdict.reason,
             message=verdict.message,
             observation=verdict.observation,
-            metrics_incomplete=verdict.metrics_incomplete,
+            metrics_incomplete=metrics_incomplete,
             finished_seq=finished_seq,
             log_cursor=log_cursor,
             started=self.started or now,
@@ -215,13 +217,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialVerdict:
-    """How a trial ended: a terminal condition, why, what it observed, and whether something of that was missed."""
+    """How a trial ended: a terminal condition, why, and what it observed."""
 
     condition: TrialCondition
     reason: str
     message: str = ""
     observation: Observation | None = None
-    metrics_incomplete: bool = False
 
 
 def create_trial(

@@ -257,9 +257,13 @@ class Run:
             self._submit(retried)
 
     def _judged(self, trial: Trial, exited: Exited, follower: Follower) -> Trial:
-        verdict = trial_verdict(self.experiment, trial, exited, follower.reader)
-        now = time_text(exited.at) or self._clock.now()
-        return trial.finish(verdict, finished_seq=self._finished, log_cursor=follower.log.size, now=now)
+        return trial.finish(
+            trial_verdict(self.experiment, trial, exited, follower.reader),
+            finished_seq=self._finished,
+            log_cursor=follower.log.size,
+            now=time_text(exited.at) or self._clock.now(),
+            metrics_incomplete=follower.reader.missed_bytes > 0,
+        )
 
     def _keep(self, ended: Sequence[_Ended]) -> list[int]:
         """Store what ended trials have left, before their records say that they are over.
