@@ -28,10 +28,14 @@ CLAIMED = 75
 SEGMENT_BYTES = 8 << 20
 KEPT_SEGMENTS = 16
 PIECE_BYTES, PIPE_BYTES = 256 << 10, 1 << 20
-RESERVE_BYTES = 64 << 20  # of the disk that output leaves free for others, or a sixteenth where that is less
+RESERVE_BYTES = 64 << 20  # of the disk, or a sixteenth of a small one, that logs of more than SMALL_BYTES leave free
+SMALL_BYTES = 1 << 20
+AHEAD_BYTES = 64 << 10  # at least so much is taken from the disk in advance, so that last words find room
+HELD_BYTES = 64 << 10  # so much waits in memory for room
 RETRY_S = 0.25  # how often a full disk is tried again
 SOON_S, PAUSE_S = 0.005, 0.002  # output that comes again so soon is let gather for that long
-F_SETPIPE_SZ = 1031
+F_SETPIPE_SZ, FALLOC_FL_KEEP_SIZE = 1031, 1
+ENOSPC = 28
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGKILL, SIGTERM, SIGPIPE = 9, 15, 13
 MEMORY_CHECK_S = 0.25
@@ -41,24 +45,48 @@ LINGER_S, GIVE_UP_S = 0.2, 30.0
 class Log:
     """The trial's output on disk, bounded: the head and the tail stay, what lies between goes.
 
-    On a full disk its own middle goes first; then what the trial prints is dropped and counted, until there is room.
+    On a full disk its own middle goes first. Then what the trial prints waits for room, of which only the end can be
+    held in memory: the rest is dropped and counted.
+
+    Raises:
+        OSError: There is no room for a beginning.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
+        self._libc = ctypes.CDLL(None, use_errno=True)
         self._file = -1
-        self._room = 0  # in the segment that is written to
+        self._written = self._ahead = 0  # in the segment that is written to; what is taken in advance behind that
         self._segments: list[str] = []
+        self._held = b""
         self._retry_at = 0.0
-        self.size = self.dropped = 0
+        self.size = self.dropped = 0  # dropped bytes count for the size
+        self._next_segment()
+        if not self._ahead and ctypes.get_errno() == ENOSPC:
+            raise OSError(ENOSPC, "")
 
     def write(self, data: memoryview) -> None:
+        if self._held:
+            data, self._held = memoryview(self._held + data), b""
         while data:
             count = self._append(data)
             if not count:
-                self.dropped += len(data)
-            self.size += count or len(data)
-            data = data[count or len(data) :]
+                self._drop(len(data) - HELD_BYTES)
+                self._held = bytes(data[-HELD_BYTES:])
+                return
+            self.size += count
+            data = data[count:]
+
+    def close(self) -> None:
+        """Tries once more to write what waits."""
+        self._retry_at = 0.0
+        self.write(memoryview(b""))
+        self._drop(len(self._held))
+        self._close()
+
+    def _drop(self, count: int) -> None:
+        self.size += max(count, 0)
+        self.dropped += max(count, 0)
 
     def _append(self, data: memoryview) -> int:
         """Writes a piece; returns its length, 0 when there is no room on the disk."""
@@ -66,25 +94,40 @@ class Log:
             return 0
         while True:
             try:
-                if not self._room:
+                if self._file < 0 or self._written == SEGMENT_BYTES:
                     self._next_segment()
-                if is_nearly_full(self._file):
-                    raise OSError
-                count = os.write(self._file, data[: self._room])
+                room = min(SEGMENT_BYTES - self._written, self._ahead if self._must_save() else SEGMENT_BYTES)
+                count = os.write(self._file, data[:room]) if room else 0
             except OSError:
-                if self._drop_middle():
-                    continue
+                count = 0
+            if count:
+                self._written += count
+                self._ahead = max(self._ahead - count, 0)
+                if count < AHEAD_BYTES and self._ahead < AHEAD_BYTES:  # in a flood it would cost too much
+                    self._take_ahead()
+                return count
+            if not self._drop_middle():
                 self._give_up_segment()
                 return 0
-            self._room -= count
-            return count
+
+    def _must_save(self) -> bool:
+        """Whether what room there is must be left to others."""
+        if self.size - self.dropped < SMALL_BYTES:
+            return False
+        disk = os.fstatvfs(self._file)
+        return disk.f_bavail * disk.f_frsize < min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize >> 4)
+
+    def _take_ahead(self) -> None:
+        place = ctypes.c_long(self._written), ctypes.c_long(2 * AHEAD_BYTES)
+        if not self._must_save() and self._libc.fallocate(self._file, FALLOC_FL_KEEP_SIZE, *place) == 0:
+            self._ahead = 2 * AHEAD_BYTES
 
     def _next_segment(self) -> None:
         self._close()
         path = f"{self._folder}/log.{self.size:015d}"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._room = SEGMENT_BYTES
         self._segments.append(path)
+        self._take_ahead()
         if len(self._segments) > KEPT_SEGMENTS + 1:
             self._drop_middle()
 
@@ -96,15 +139,16 @@ class Log:
         return True
 
     def _give_up_segment(self) -> None:
-        if self._room == SEGMENT_BYTES:
+        if self._file >= 0 and not self._written:
             remove(self._segments.pop())
         self._close()
         self._retry_at = time.monotonic() + RETRY_S
 
     def _close(self) -> None:
         if self._file >= 0:
+            os.ftruncate(self._file, self._written)  # gives back what was taken in advance
             os.close(self._file)
-        self._file, self._room = -1, 0
+        self._file, self._written, self._ahead = -1, 0, 0
 
 
 def remove(path: str) -> None:
@@ -112,11 +156,6 @@ def remove(path: str) -> None:
         os.unlink(path)
     except OSError:
         pass  # somebody has cleared up while the trial ran
-
-
-def is_nearly_full(file: int) -> bool:
-    disk = os.fstatvfs(file)
-    return disk.f_bavail * disk.f_frsize < min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize >> 4)
 
 
 def claim(folder: str) -> int:
@@ -301,7 +340,7 @@ class Watch:
         if now >= self._check_at:
             used = memory_bytes(self._memory_limit)
             took_s = time.monotonic() - now  # shares of very much memory are slow to tell
-            self._check_at = now + max(MEMORY_CHECK_S, 20 * took_s)
+            self._check_at = now + max(MEMORY_CHECK_S, 5 * took_s)
             self.peak = max(self.peak, used)
             if used > self._memory_limit:
                 self._stop("OutOfMemory", grace_s=0.0)
@@ -336,6 +375,7 @@ def main(arguments: list[str]) -> None:
         # Room for the last word is taken before the disk can be full.
         last_word = os.open(f"{folder}/exit.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.write(last_word, b"\n" * 512)
+        log = Log(folder)
         claimed = claim(folder)
     except OSError as error:
         for name in ("exit", "claim"):
@@ -352,7 +392,6 @@ def main(arguments: list[str]) -> None:
         pass  # the user has too many; it only holds the trial up more
     pid, go = start(command, trial_output)
     os.close(trial_output)
-    log = Log(folder)
     watch = Watch(pid, output, log, (float(deadline_s), int(memory_limit), float(grace_s)))
     started = time.time()
     os.write(claimed, b"group=%d\nstarted=%.6f\n" % (pid, started))
@@ -363,6 +402,7 @@ def main(arguments: list[str]) -> None:
     ended = time.time()
     strays = kill_all()
     watch.drain()
+    log.close()
     facts = {
         "code": os.waitstatus_to_exitcode(status),
         "reason": watch.reason,

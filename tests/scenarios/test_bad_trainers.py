@@ -136,10 +136,10 @@ def test_what_a_trainer_printed_before_it_fell_can_be_read(zoo: Folder) -> None:
     assert zoo.hpo("logs", "small", str(number)).stdout == "loss=0.1\nabout to fall\nfallen\n"
 
 
-def test_the_report_shows_every_reason(zoo: Folder) -> None:
+def test_the_report_shows_why_each_trial_did_not_succeed(zoo: Folder) -> None:
     page = (zoo.path / ".hpo/default/small/report.html").read_text()
-    for _, reason in VERDICTS.values():
-        assert reason in page
+    for condition, reason in VERDICTS.values():
+        assert reason in page or condition == "Succeeded"
 
 
 @pytest.mark.parametrize("program", ["crashing", "silent", "absent"])

@@ -22,6 +22,7 @@ from hpo_core.outcome import LOG_HEAD_BYTES, LOG_TAIL_BYTES
 from tests.experiments import make_document, parameter
 from tests.scenarios.folders import Folder
 from tests.scenarios.test_bad_trainers import by_program
+from tests.small_disk import run_on_small_disk
 
 LIMIT_MIB = 160
 """Every trial's memory limit."""
@@ -275,7 +276,7 @@ def test_memory_that_is_shared_counts_once(zoo: Zoo) -> None:
 
 
 def test_what_goes_on_after_the_end_is_ended_and_told(zoo: Zoo) -> None:
-    assert zoo.records["after_the_end"]["message"] == "1 process(es) that it had left behind were ended"
+    assert "1 process(es) that it had left behind were ended" in zoo.records["after_the_end"]["message"]
     assert zoo.folder.processes() == []
 
 
@@ -287,3 +288,90 @@ def test_the_tuners_memory_and_disk_are_bounded(zoo: Zoo) -> None:
     assert not list((zoo.folder.path / ".hpo/.scratch").rglob("log.*"))
     per_record = LOG_HEAD_BYTES + LOG_TAIL_BYTES + 100 * KEPT_POINTS
     assert bytes_in(zoo.folder.path / ".hpo") < len(VERDICTS) * per_record
+
+
+FILL = """
+import os, sys, time
+def fill():
+    file = open(os.path.join(os.environ["HPO_OUTPUT_DIR"], "checkpoint"), "wb", buffering=0)
+    try:
+        while True: file.write(b"x" * 4096)
+    except OSError:
+        return file
+"""
+ON_FULL_DISK = {
+    "recovering": FILL
+    + """
+print("begun", flush=True)
+time.sleep(0.3)
+file = fill()
+print("this is lost" * 40_000)
+print("loss=0.1", flush=True)
+time.sleep(0.5)
+file.truncate(0)
+time.sleep(0.5)
+print("loss=0.5")
+""",
+    "neighbour": NEIGHBOUR,
+    "full_to_the_end": FILL
+    + """
+print("begun", flush=True)
+time.sleep(0.3)
+fill()
+print("this is lost" * 40_000)
+print("loss=0.1", flush=True)
+time.sleep(0.3)
+""",
+    "flooding": NOISE.format(lines=2_000_000),
+    "later": NEIGHBOUR,
+    "last": NEIGHBOUR,
+}
+RUN_THERE = """
+import sys
+from pathlib import Path
+from tests.scenarios.test_hostile_trainers import run_watched
+disk = Path(sys.argv[1])
+costs, printed = run_watched(disk.parents[1], timeout_s=50.0)
+print(costs.scratch_bytes)
+print(printed)
+"""
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    records: Mapping[str, dict[str, Any]]
+    scratch_bytes: int
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory: pytest.TempPathFactory) -> FullDisk:
+    """An experiment whose scratch space is a disk of 32 MiB; its store is on another one."""
+    folder = make_folder(tmp_path_factory.mktemp("full"), ON_FULL_DISK, parallel=2)
+    out = run_on_small_disk(RUN_THERE, folder.path / ".hpo/.scratch", size_kib=32 << 10)
+    scratch_bytes, _, printed = out.partition("\n")
+    records = {name.removesuffix(".py"): record for name, record in by_program(folder).items()}
+    return FullDisk(records, int(scratch_bytes), printed)
+
+
+def test_what_is_printed_after_a_full_disk_has_room_again_counts_and_the_loss_is_told(full_disk: FullDisk) -> None:
+    record = full_disk.records["recovering"]
+    assert (record["condition"], record["observation"]["loss"]["latest"]) == ("Succeeded", 0.5)
+    assert "bytes of its output were lost: the disk is full" in record["message"]
+
+
+def test_a_metric_that_a_full_disk_has_lost_is_missed_with_the_cause(full_disk: FullDisk) -> None:
+    record = full_disk.records["full_to_the_end"]
+    assert (record["condition"], record["reason"]) == ("MetricsUnavailable", "MetricNotFound")
+    assert "bytes of its output were lost: the disk is full" in record["message"]
+
+
+def test_more_output_than_the_disk_has_room_for_leaves_room_for_the_others(full_disk: FullDisk) -> None:
+    assert full_disk.records["flooding"]["observation"]["loss"]["latest"] == 0.5
+    assert 8 << 20 < full_disk.scratch_bytes <= 32 << 20
+
+
+def test_on_a_full_disk_tuner_and_neighbours_go_on(full_disk: FullDisk) -> None:
+    conditions = {name: record["condition"] for name, record in full_disk.records.items()}
+    assert {conditions[name] for name in ("neighbour", "later", "last")} == {"Succeeded"}
+    assert "Traceback" not in full_disk.printed

@@ -16,7 +16,7 @@ import pytest
 from hpo_core.launch import Event, Exited, Job, Output, Started
 from hpo_core.launch.claims import LogTail, read_facts
 from hpo_core.launch.local import LocalLauncher
-from hpo_core.launch.supervisor import KEPT_SEGMENTS, SEGMENT_BYTES
+from hpo_core.launch.supervisor import AHEAD_BYTES, KEPT_SEGMENTS, SEGMENT_BYTES
 from hpo_core.metrics import MetricsReader
 from hpo_core.outcome import LOG_HEAD_BYTES, LOG_TAIL_BYTES, LogKeeper
 from tests.contracts.launcher_suite import (
@@ -281,7 +281,7 @@ for turn in range(20):
     command = [sys.executable, "-c", program, str(machine.scratch)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stderr == ""
-    assert ended.stdout.splitlines() == ["0 75 ['run'] claim exit starts"] * 20
+    assert ended.stdout.splitlines() == [f"0 75 ['run'] claim exit log.{0:015d} starts"] * 20
 
 
 def test_a_trial_that_runs_longer_than_its_deadline_is_stopped(machine: Machine) -> None:
@@ -347,6 +347,33 @@ def test_a_trial_over_its_memory_limit_is_ended_at_once(machine: Machine) -> Non
     used = int(exited.message.removeprefix("it used ").split()[0])
     assert 64 < used < 260  # it may have been seen while it was still growing
     assert exited.message.endswith("MiB, more than resources.limits.memory")
+
+
+def test_memory_copied_on_write_counts_once_until_it_is_written(machine: Machine) -> None:
+    """Five processes inherit 64 MiB that they only read; then one writes to all of its own, and 128 are too few."""
+    program = """
+import os, time
+data = bytearray(64 << 20)
+for _ in range(4):
+    if not os.fork():
+        sum(data[::4096])
+        time.sleep(0.6)
+        for at in range(0, len(data) if os.path.exists("write") else 0, 4096): data[at] = 1
+        time.sleep(0.6)
+        os._exit(0)
+for _ in range(4): os.wait()
+print("read")
+"""
+    exited, printed = run(machine.launcher(), python("read", program, memory="128Mi"))
+    assert (exited.code, exited.reason, printed) == (0, "", b"read\n")
+    (machine.folder / "write").touch()
+    exited, _ = run(machine.launcher(), python("write", program, memory="128Mi"))
+    assert exited.reason == "OutOfMemory"
+
+
+def test_where_the_machine_has_no_memory_left_a_trial_goes_before_its_tuner(machine: Machine) -> None:
+    _, printed = run(machine.launcher(), shell("a", "cat /proc/self/oom_score_adj"))
+    assert printed == b"500\n"
 
 
 def test_the_children_of_a_trial_count_against_its_limit(machine: Machine) -> None:
@@ -560,18 +587,42 @@ print(check_numbered(pieces) > 32 << 20, sum(missing > 0 for _, missing in piece
 
 
 def test_what_is_printed_between_two_gaps_is_not_joined_to_what_stood_before() -> None:
-    """The disk is full, has room again a little later, the log goes on, and the disk is full again at the end."""
+    """The disk is full, has room again a little later, and the log goes on, for its end at the cost of its middle."""
     program = f"""
 from tests.unit.test_supervisor import check_numbered
 (disk / "filler").write_bytes(b"x" * (2 << 20))
 job = process_job("a", [sys.executable, "-S", "-c", {numbered(200, pause_at=60, then="os.unlink('filler')")!r}])
 pieces = [(output.data, output.missing) for output in run(job)]
-print(check_numbered(pieces) == 200 * {BLOCK}, [len(data) > 0 for data, missing in pieces if missing])
+print(check_numbered(pieces) == 200 * {BLOCK}, any(missing for _, missing in pieces), len(pieces[-1][0]) > 0)
 """
     with tempfile.TemporaryDirectory() as folder:
         end, read = run_on_small_disk(ON_SMALL_DISK + program, Path(folder), size_kib=4 << 10).splitlines()
     assert "the disk is full" in end
-    assert read == "True [True, False]"
+    assert read == "True True True"
+
+
+FULL_TO_THE_END = """
+import sys
+with open("filler", "wb", buffering=0) as filler:
+    try:
+        while True: filler.write(b"x" * 4096)
+    except OSError:
+        pass
+sys.stdout.write("%015d\\n" % 0 * 4096 + "%015d\\n" % 1 * 4096 + "%015d\\n" % 2 * 4096 + "%015d\\n" % 3 * 4096)
+"""
+
+
+def test_a_trial_on_a_full_disk_has_room_for_some_words_and_what_is_lost_behind_them_is_told_as_missing() -> None:
+    program = f"""
+from tests.unit.test_supervisor import check_numbered
+job = process_job("a", [sys.executable, "-S", "-c", {FULL_TO_THE_END!r}])
+pieces = [(output.data, output.missing) for output in run(job)]
+print(check_numbered(pieces) == 4 * {BLOCK}, len(pieces[0][0]), pieces[-1])
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        end, read = run_on_small_disk(ON_SMALL_DISK + program, Path(folder), size_kib=1024).splitlines()
+    assert end == f"0  {2 * BLOCK} bytes of its output were lost: the disk is full"
+    assert read == f"True {2 * AHEAD_BYTES} (b'', {2 * BLOCK})"
 
 
 FULL_DISK = """
@@ -624,4 +675,4 @@ print(*sorted(path.name for path in (disk / "scratch/b").iterdir()))
 """
     with tempfile.TemporaryDirectory() as folder:
         ended = run_on_small_disk(ON_SMALL_DISK + FULL_DISK + program, Path(folder), size_kib=1024).splitlines()
-    assert ended == ["c None Stopped", "a 0 ", "b 0 ", "claim exit output supervisor.log"]
+    assert ended == ["c None Stopped", "a 0 ", "b 0 ", f"claim exit log.{0:015d} output supervisor.log"]
