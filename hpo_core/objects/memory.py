@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, ope
 
 
 class MemoryStore:
-    """Objects in memory, for tests and for looking at the protocol."""
+    """Objects in memory, for tests and for looking at the protocol.
+
+    Args:
+        now_s: The clock by which objects age, in seconds.
+    """
 
     uri = "memory"
     poll_s = 0.1
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
         self._blobs: dict[str, Blob] = {}
         self._written: dict[str, float] = {}
         self._locked: set[str] = set()
@@ -32,7 +37,7 @@ class MemoryStore:
         with self._writing:
             if key not in self._blobs:
                 raise NotFound(f"there is no object {key!r}")
-            return replace(self._blobs[key], age_s=time.monotonic() - self._written[key])
+            return replace(self._blobs[key], age_s=self._now_s() - self._written[key])
 
     def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
         """See `ObjectStore.put`."""
@@ -45,7 +50,7 @@ class MemoryStore:
         with self._writing:
             present = self._blobs.get(key)
             check_expectation(key, expect, present.etag if present else ABSENT)
-            self._blobs[key], self._written[key] = blob, time.monotonic()
+            self._blobs[key], self._written[key] = blob, self._now_s()
         return blob.etag
 
     def list(self, prefix: str, *, deep: bool = True) -> list[str]:
