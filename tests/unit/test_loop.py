@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,21 +344,6 @@ def test_a_second_writer_is_noticed_before_it_starts_anything() -> None:
     with pytest.raises(Conflict, match="written by somebody else"):
         second.turn()
     assert dict(here.machine.starts) == started
-
-
-def test_the_best_trials_output_is_kept_and_no_other(tmp_path: Path) -> None:
-    def script(job: Job) -> Play:
-        output = tmp_path / job.name
-        output.mkdir()
-        (output / "model").write_text(flags(job)["lr"])
-        return Play((f"loss={flags(job)['lr']}",), output_dir=output)
-
-    here = world(script, maxTrialCount=6)
-    final = loop.run(here.run())
-    best = min(final.trials, key=lambda trial: float(trial.assignments["lr"]))
-    kept = [key for key in here.objects.list("") if "/models/" in key]
-    assert [key.split("/")[-2:] for key in kept] == [[f"{best.number:05d}", "model"]]
-    assert here.objects.get(kept[0]).data.decode() == str(best.assignments["lr"])
 
 
 def test_retraining_follows_the_workload_of_one_that_was_killed() -> None:

@@ -1,0 +1,163 @@
+"""One tuner after another on the same records: late writers, other sites, what is kept of models, edited budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpo_core import loop
+from hpo_core.errors import Conflict
+from hpo_core.launch import Job
+from hpo_core.loop.best_few import BestFew
+from hpo_core.store import EDIT, STOP_TRIAL, Request
+from hpo_core.trial import MetricSummary, Observation, Trial, TrialCondition
+from tests.contracts.scripted_launcher import Play, ScriptedLauncher, ScriptedMachine, flags
+from tests.unit.test_loop import NOW, World, world
+
+SUCCEEDED, KILLED = TrialCondition.SUCCEEDED, TrialCondition.KILLED
+
+
+def endless(job: Job) -> Play:  # noqa: ARG001  every workload does the same
+    return Play(("loss=1",), turns=None)
+
+
+def begun(here: World, site: str = "", *, should_stop: Callable[[], bool] = lambda: False) -> loop.Run:
+    """A tuner that has started its first trials."""
+    run = here.run_with(here.store, ScriptedLauncher(here.machine, site), should_stop=should_stop)
+    run.resume()
+    run.turn()
+    return run
+
+
+def test_a_writer_whose_open_trials_were_taken_over_fails_at_its_next_record_and_changes_nothing() -> None:
+    here = world(maxTrialCount=2, parallelTrialCount=2)
+    paused = begun(here)
+    with here.store.lease({"site": ""}):
+        final = loop.run(here.run())
+    with pytest.raises(Conflict, match="written by somebody else"):
+        loop.run(paused)
+    assert tuple(here.trials()) == final.trials
+
+
+def test_a_writer_who_creates_a_trial_that_somebody_else_has_created_starts_nothing() -> None:
+    here = world(endless, maxTrialCount=4, parallelTrialCount=2)
+    late = here.run()
+    begun(here)
+    with pytest.raises(Conflict, match="written by somebody else"):
+        late.turn()
+    assert set(here.machine.starts.values()) == {1}
+    assert len(here.machine.starts) == 2
+
+
+def test_who_was_taken_over_by_a_tuner_of_the_same_site_leaves_the_trials_to_it() -> None:
+    here = world(endless, maxTrialCount=2, parallelTrialCount=2)
+    woken: list[bool] = []
+    paused = begun(here, "here", should_stop=lambda: bool(woken))
+    with here.store.lease({"site": "here"}):
+        begun(here, "here")
+        woken.append(True)  # it wants to suspend now, and so has to write
+        with pytest.raises(Conflict, match="written by somebody else"):
+            loop.run(paused)
+    assert len(here.machine.running) == 2
+    assert here.machine.stops == []
+
+
+def test_who_was_taken_over_from_another_site_ends_the_trials_that_nobody_follows() -> None:
+    here = world(endless, maxTrialCount=2, parallelTrialCount=2)
+    woken: list[bool] = []
+    paused = begun(here, "here", should_stop=lambda: bool(woken))
+    with here.store.lease({"site": "there"}):
+        begun(here, "there")
+        first = here.machine.running[:2]
+        woken.append(True)  # it wants to suspend now, and so has to write
+        with pytest.raises(Conflict, match="written by somebody else"):
+            loop.run(paused)
+    assert set(first) & set(here.machine.running) == set()
+
+
+def test_a_trial_of_another_site_gets_its_next_attempt_uncounted() -> None:
+    here = world(endless, maxTrialCount=2, parallelTrialCount=2)
+    begun(here, "laptop")
+    here.machine = ScriptedMachine(lambda job: Play(("loss=1",)))
+    loop.run(here.run_with(here.store, ScriptedLauncher(here.machine, "server")))
+    for trial in here.trials():
+        assert [(a.outcome, a.site) for a in trial.attempts] == [("Interrupted", "laptop"), ("", "server")]
+        assert trial.condition is SUCCEEDED
+
+
+def leaving(folder: Path) -> Callable[[Job], Play]:
+    """Workloads whose loss is their learning rate, and that leave a model each."""
+
+    def play(job: Job) -> Play:
+        output = folder / job.name
+        output.mkdir()
+        (output / "model.txt").write_text(job.name)
+        return Play((f"loss={flags(job)['lr']}",), output_dir=output)
+
+    return play
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_the_models_of_the_best_few_are_kept_and_no_others(tmp_path: Path, most: int, parallel: int) -> None:
+    here = world(leaving(tmp_path), maxTrialCount=8, parallelTrialCount=parallel)
+    here.experiment = replace(here.experiment, settings=replace(here.experiment.settings, keep_models=most))
+    loop.run(here.run())
+    ranked = sorted(here.trials(), key=lambda trial: trial.assignments["lr"])
+    assert here.store.output_labels() == sorted(f"{trial.number:05d}" for trial in ranked[:most])
+    for trial in ranked[:most]:
+        (key,) = here.store.outputs(f"{trial.number:05d}")
+        assert here.objects.get(key).data.decode() == trial.name
+
+
+def test_the_best_few_are_those_of_a_sort_whatever_the_order_and_ties_go_to_the_earlier() -> None:
+    objective = world().experiment.objective
+    losses = [3.0, 1.0, 2.0, 1.0, 5.0, float("nan")]
+    trials = [
+        Trial(n, {}, SUCCEEDED, Observation({"loss": MetricSummary(loss, loss, loss)})) for n, loss in enumerate(losses)
+    ]
+    assert BestFew(objective, 3, trials).numbers == BestFew(objective, 3, reversed(trials)).numbers == {1, 3, 2}
+    assert BestFew(objective, 1, reversed(trials)).numbers == {1}
+    assert BestFew(objective, 0, trials).numbers == set()
+    assert BestFew(objective, 9, trials).numbers == {0, 1, 2, 3, 4}
+
+
+def test_an_edited_budget_holds_from_the_next_look_at_the_inbox_on_and_for_every_later_tuner() -> None:
+    here = world(maxTrialCount=2, parallelTrialCount=1)
+    here.store.inbox.send(Request(EDIT, "me", budgets={"maxTrialCount": 5, "parallelTrialCount": 3}))
+    final = loop.run(here.run())
+    assert len(final.trials) == 5
+    assert here.store.inbox.requests() == []
+    assert here.store.load().max_trial_count == 5
+
+
+def test_an_edit_that_makes_no_sense_by_now_is_dropped() -> None:
+    here = world(maxTrialCount=2, parallelTrialCount=1)
+    here.store.inbox.send(Request(EDIT, "me", budgets={"maxTrialCount": 0}))
+    assert len(loop.run(here.run()).trials) == 2
+    assert here.store.inbox.requests() == []
+
+
+def test_a_document_given_again_does_not_take_an_edit_back_but_a_changed_one_does() -> None:
+    here = world(maxTrialCount=2, parallelTrialCount=1)
+    given = here.experiment
+    here.store.save_derived("launch.json", f'{{"given": {[1, 2, None]}}}'.replace("None", "null"))
+    here.store.inbox.send(Request(EDIT, "me", budgets={"maxTrialCount": 5}))
+    loop.run(here.run())
+    assert here.store.accept(given, now=NOW).max_trial_count == 5
+    changed = world(maxTrialCount=7, parallelTrialCount=1).experiment
+    assert here.store.accept(changed, now=NOW).max_trial_count == 7
+
+
+def test_a_stopped_trial_counts_as_killed_and_the_rest_goes_on() -> None:
+    plays = iter([Play(("loss=1",), turns=None), Play(("loss=2",)), Play(("loss=3",))])
+    here = world(lambda job: next(plays), maxTrialCount=3, parallelTrialCount=2)
+    here.store.inbox.send(Request(STOP_TRIAL, "me", trial=1))
+    run = begun(here)
+    here.store.inbox.send(Request(STOP_TRIAL, "me", trial=1))
+    loop.run(run)
+    assert [trial.condition for trial in here.trials()] == [KILLED, SUCCEEDED, SUCCEEDED]
+    assert here.trials()[0].message == "the trial was stopped by me"
