@@ -6,6 +6,8 @@ is scaled by `make_programs`, so that the benchmark can run the same ones in ful
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -186,11 +188,10 @@ class Costs:
 def bytes_in(folder: Path) -> int:
     """What the files of a folder hold; those that go meanwhile count nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(parent, name).stat().st_size
     return total
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from hpo_core.launch import Event, Exited, Job, Output, Started
-from hpo_core.launch.claims import LogTail, read_facts
-from hpo_core.launch.local import LocalLauncher
+from hpo_core.launch.claims import CHUNK_BYTES, LogTail, read_facts
+from hpo_core.launch.local import OUTPUT_BYTES, LocalLauncher
 from hpo_core.launch.supervisor import AHEAD_BYTES, KEPT_SEGMENTS, SEGMENT_BYTES
 from hpo_core.metrics import MetricsReader
 from hpo_core.outcome import LOG_HEAD_BYTES, LOG_TAIL_BYTES, LogKeeper
 from tests.contracts.launcher_suite import (
+    exits,
     listen,
     only_exit,
     output,
@@ -456,6 +457,25 @@ def test_output_that_is_read_while_it_comes_is_in_order_and_told_to_the_last_byt
     launcher = machine.launcher()
     launcher.submit(python("a", numbered(1000)))
     assert check_numbered(pieces_of(until_ended(launcher, "a"))) == 1000 * BLOCK
+
+
+def test_one_that_prints_very_much_keeps_nobody_waiting(machine: Machine) -> None:
+    """Each call gives a part of it and goes on without a pause; the others' ends are told between, its own at last."""
+    launcher = machine.launcher()
+    launcher.submit(python("loud", numbered(400)))
+    eventually(lambda: (machine.scratch / "loud/exit").exists(), "all is printed")
+    launcher.submit(shell("quick", "echo done"))
+    eventually(lambda: (machine.scratch / "quick/exit").exists(), "the quick one has ended")
+    calls: list[list[Event]] = []
+    until = time.monotonic() + 60.0
+    while not any(exited.name == "loud" for call in calls for exited in call if isinstance(exited, Exited)):
+        calls.append(launcher.events(60.0))
+    assert time.monotonic() < until
+    assert max(len(output(call, "loud")) for call in calls) <= OUTPUT_BYTES + CHUNK_BYTES
+    assert calls[-1][-1] == only_exit([event for call in calls for event in call], "loud")
+    assert check_numbered(pieces_of(e for call in calls for e in call if e.name == "loud")) == 400 * BLOCK
+    assert len(calls) >= 400 * BLOCK // OUTPUT_BYTES
+    assert any(exits(call, "quick") for call in calls[:5]), "the quick one's end was told late"
 
 
 def test_a_line_of_100_megabytes_costs_neither_memory_nor_what_comes_behind(machine: Machine) -> None:
