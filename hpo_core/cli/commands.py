@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -383,8 +384,11 @@ def _label(store: ExperimentStore, trial: str) -> str:
 
 def _trial(store: ExperimentStore, given: str) -> Trial:
     """The trial that was given by number or name."""
+    with contextlib.suppress(NotFound):
+        if given.isdecimal():
+            return store.trial(int(given))
     found = store.trials()
     for trial in found:
-        if given in (str(trial.number), *(attempt.name for attempt in trial.attempts)):
+        if given in [attempt.name for attempt in trial.attempts]:
             return trial
     raise NotFound(f"{store.name} has no trial {given!r}; it has {len(found)}, by number from 1 or by name")

@@ -131,6 +131,14 @@ class ExperimentStore:
                 raise StoreError(f"the record of trial {expected} of {self.name!r} is missing; restore it from a copy")
         return found
 
+    def trial(self, number: int) -> Trial:
+        """Read one trial.
+
+        Raises:
+            NotFound: There is none of that number.
+        """
+        return self._read_trial(self._trial_key(number))
+
     def _read_trial(self, key: str) -> Trial:
         blob = self.objects.get(key)
         try:
