@@ -227,25 +227,27 @@ class MetricsReader:
         for number, line in enumerate(block.split(b"\n"), self._line + 1):
             if self._needles and not any(needle in line for needle in self._needles):
                 continue
-            for point, at in self._points_of(line if line.isascii() else line.decode(errors="replace").encode()):
-                series = self._series.setdefault(point.name, _Series())
-                points.append((series.count, point._replace(line=number)))
+            for point, at in self._points_of(line, number):
+                series = self._series.get(point.name) or self._series.setdefault(point.name, _Series())
+                points.append((series.count, point))
                 series.add((point.value,), at)
         self._keep(points, found)
 
-    def _points_of(self, line: bytes) -> Iterator[tuple[MetricPoint, float]]:
-        """The points of one line with their times in seconds; their line's number is not known here."""
+    def _points_of(self, line: bytes, number: int) -> Iterator[tuple[MetricPoint, float]]:
+        """The points of one line with their times in seconds."""
         stamp, at = _timestamp(line)
+        if not line.isascii():
+            line = line.decode(errors="replace").encode()
         for pattern in self._patterns:
             for match in pattern.finditer(line):
-                name, text = (match[1] or b"").decode().strip(), (match[2] or b"").decode().strip()
+                name = (match[1] or b"").decode().strip()
                 if name not in self._series and (self._names or len(self._series) >= KEPT_NAMES):
                     continue
                 try:
-                    value = float(text)
+                    value = float((match[2] or b"").decode().strip())
                 except ValueError:
                     continue
-                yield MetricPoint(name, value, 0, stamp), at
+                yield MetricPoint(name, value, number, stamp), at
 
     def _keep(self, points: Sequence[_Placed], found: list[MetricPoint] | None) -> None:
         """Take in the points of one block."""
