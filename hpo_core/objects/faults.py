@@ -25,7 +25,8 @@ _NEXT_STEPS = {
     "conditional writes and no two tuners ever run the same experiment",
 }
 _FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded")
-_PASSING = ("SlowDown", "RequestTimeout", "ConditionalRequestConflict")
+_PASSING = ("SlowDown", "RequestTimeout", "ConditionalRequestConflict", "BadDigest", "IncompleteBody")
+"""Codes that come with a status of refusal all the same; MinIO tells some full disks by the last one."""
 
 
 class NoBucket(NotFound):
@@ -53,12 +54,14 @@ def refusal(attempt: str, code: str, status: int, told: str = "") -> Refused | T
         status: Its HTTP status.
         told: What the server says of it; "" for nothing.
     """
-    if code in _FULL or status == 507:
+    if code in _FULL or status == 507 or "no space left" in told:
         return TransientError(f"{attempt}: the server's disk or quota is full; make room there", 2.0)
     if code in _NEXT_STEPS:
         return Refused(f"{attempt}: {_NEXT_STEPS[code]} ({code})", code)
     if (status >= 500 and status != 501) or status in (408, 409, 429) or code in _PASSING:
-        return TransientError(f"{attempt}: the server answers {code or status}; waiting for it")
+        return TransientError(
+            f"{attempt}: the server answers {code or status}{f' ({told})' if told else ''}; waiting for it"
+        )
     if not code:
         advice = "check the server's address, and whether it wants http or https"
         return Refused(f"{attempt}: the answer is not S3's ({status}); {advice}", "")

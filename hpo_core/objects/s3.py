@@ -59,7 +59,7 @@ class S3Store:
         self._where = f"{self.uri} at {'https' if settings.secure else 'http'}://{settings.endpoint}"
         self._single_writer = settings.single_writer
         self._lease_s = lease_s
-        self._http = _connections()
+        self._http = _connections(settings.ca_file)
         try:
             self._client = _client(settings, self._http)
         except ValueError as error:
@@ -222,13 +222,13 @@ class S3Store:
             raise refusal(attempt, code, 0) if code else StoreError(f"{attempt}: {error}") from error
 
 
-def _connections() -> urllib3.PoolManager:
+def _connections(ca_file: str) -> urllib3.PoolManager:
     return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=CONNECT_S, read=ANSWER_S),
         maxsize=CONNECTIONS,
         retries=False,
         cert_reqs="CERT_REQUIRED",
-        ca_certs=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where(),
+        ca_certs=ca_file or certifi.where(),
     )
 
 

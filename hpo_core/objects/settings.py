@@ -1,7 +1,8 @@
 """Where an S3 server is and who we are there, from environment variables.
 
-AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION; or MINIO_ENDPOINT,
-MINIO_ACCESS_KEY, MINIO_SECRET_KEY, MINIO_SECURE; in a pod without either the server that Kubeflow Pipelines brings.
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_CA_BUNDLE;
+or MINIO_ENDPOINT, MINIO_ACCESS_KEY, MINIO_SECRET_KEY, MINIO_SECURE; in a pod without either the server that Kubeflow
+Pipelines brings.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class S3Settings:
         secret_key: Its secret, which appears in no message.
         session_token: Comes with temporary credentials; "" for none.
         region: The server's region; "" to ask for it.
+        ca_file: Whom to trust with TLS, as a file of certificates; "" for the usual authorities.
         single_writer: Whether the user vouches that no second tuner runs.
     """
 
@@ -51,6 +53,7 @@ class S3Settings:
     secret_key: str = field(default="", repr=False)
     session_token: str = field(default="", repr=False)
     region: str = ""
+    ca_file: str = ""
     single_writer: bool = False
 
     @classmethod
@@ -72,6 +75,7 @@ class S3Settings:
             secret_key,
             told.get("AWS_SESSION_TOKEN", "") if access_key == told.get("AWS_ACCESS_KEY_ID") else "",
             told.get("AWS_REGION") or told.get("AWS_DEFAULT_REGION", ""),
+            told.get("AWS_CA_BUNDLE") or told.get("SSL_CERT_FILE", ""),
             _flag(SINGLE_WRITER, told),
         )
 

@@ -88,12 +88,17 @@ HTML = {"Content-Type": "text/html"}
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (refused(503, "SlowDown"), "the server answers SlowDown; waiting for it"),
-        (refused(500, "InternalError"), "the server answers InternalError; waiting for it"),
-        (refused(400, "RequestTimeout"), "the server answers RequestTimeout; waiting for it"),
-        (refused(409, "OperationAborted"), "the server answers OperationAborted; waiting for it"),
-        (refused(409, "ConditionalRequestConflict"), "the server answers ConditionalRequestConflict; waiting for it"),
+        (refused(503, "SlowDown"), r"the server answers SlowDown \(it said\); waiting for it"),
+        (refused(500, "InternalError"), r"the server answers InternalError \(it said\); waiting for it"),
+        (refused(400, "RequestTimeout"), r"the server answers RequestTimeout \(it said\); waiting for it"),
+        (refused(409, "OperationAborted"), r"the server answers OperationAborted \(it said\); waiting for it"),
+        (
+            refused(409, "ConditionalRequestConflict"),
+            r"the server answers ConditionalRequestConflict \(it said\); waiting for it",
+        ),
+        (refused(400, "IncompleteBody"), r"the server answers IncompleteBody \(it said\); waiting for it"),
         (refused(507, "XMinioStorageFull"), "the server's disk or quota is full; make room there"),
+        (refused(500, "InternalError", "no space left on device"), "the server's disk or quota is full; make room"),
         (refused(403, "QuotaExceeded"), "the server's disk or quota is full; make room there"),
         (Answer(502, PAGE, HTML), "the server answers 502; waiting for it"),
         (Answer(429), "the server answers 429; waiting for it"),

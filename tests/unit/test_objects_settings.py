@@ -74,6 +74,14 @@ def test_the_region_has_two_names(environment: Mapping[str, str], region: str) -
     assert S3Settings.of({**AWS, **environment}).region == region
 
 
+@pytest.mark.parametrize(
+    ("environment", "file"),
+    [({}, ""), ({"AWS_CA_BUNDLE": "a.pem", "SSL_CERT_FILE": "b.pem"}, "a.pem"), ({"SSL_CERT_FILE": "b.pem"}, "b.pem")],
+)
+def test_the_authorities_to_trust_have_two_names(environment: Mapping[str, str], file: str) -> None:
+    assert S3Settings.of({**AWS, **environment}).ca_file == file
+
+
 @pytest.mark.parametrize(("given", "vouches"), [("", False), ("no", False), ("0", False), ("Yes", True), ("1", True)])
 def test_a_user_may_vouch_for_a_single_writer(given: str, vouches: bool) -> None:
     assert S3Settings.of({**AWS, "HPO_SINGLE_WRITER": given}).single_writer is vouches
