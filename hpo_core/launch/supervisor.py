@@ -30,12 +30,10 @@ KEPT_SEGMENTS = 16
 PIECE_BYTES, PIPE_BYTES = 256 << 10, 1 << 20
 RESERVE_BYTES = 64 << 20  # of the disk, or a sixteenth of a small one, that logs of more than SMALL_BYTES leave free
 SMALL_BYTES = 1 << 20
-AHEAD_BYTES = 64 << 10  # at least so much is taken from the disk in advance, so that last words find room
-HELD_BYTES = 64 << 10  # so much waits in memory for room
+HELD_BYTES = 64 << 10  # so much waits in memory for room, which its end finds in a file that is there from the start
 RETRY_S = 0.25  # how often a full disk is tried again
 SOON_S, PAUSE_S = 0.005, 0.002  # output that comes again so soon is let gather for that long
-F_SETPIPE_SZ, FALLOC_FL_KEEP_SIZE = 1031, 1
-ENOSPC = 28
+F_SETPIPE_SZ = 1031
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGKILL, SIGTERM, SIGPIPE = 9, 15, 13
 MEMORY_CHECK_S = 0.25
@@ -46,24 +44,23 @@ class Log:
     """The trial's output on disk, bounded: the head and the tail stay, what lies between goes.
 
     On a full disk its own middle goes first. Then what the trial prints waits for room, of which only the end can be
-    held in memory: the rest is dropped and counted.
+    held in memory: the rest is dropped and counted. For that end there is always room.
 
     Raises:
-        OSError: There is no room for a beginning.
+        OSError: There is none from the start.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._spare = f"{folder}/spare.{os.getpid()}"
         self._file = -1
-        self._written = self._ahead = 0  # in the segment that is written to; what is taken in advance behind that
+        self._written = 0  # in the segment that is written to
         self._segments: list[str] = []
         self._held = b""
         self._retry_at = 0.0
         self.size = self.dropped = 0  # dropped bytes count for the size
-        self._next_segment()
-        if not self._ahead and ctypes.get_errno() == ENOSPC:
-            raise OSError(ENOSPC, "")
+        with open(self._spare, "wb") as spare:
+            os.posix_fallocate(spare.fileno(), 0, HELD_BYTES)
 
     def write(self, data: memoryview) -> None:
         if self._held:
@@ -78,11 +75,21 @@ class Log:
             data = data[count:]
 
     def close(self) -> None:
-        """Tries once more to write what waits."""
+        """Writes what waits, once more to the log, else to the spare file, which becomes its last segment."""
         self._retry_at = 0.0
         self.write(memoryview(b""))
-        self._drop(len(self._held))
         self._close()
+        try:
+            if self._held:
+                self._file = os.open(self._spare, os.O_WRONLY | os.O_CLOEXEC)
+                self._written = os.write(self._file, self._held)
+                os.ftruncate(self._file, self._written)
+                os.rename(self._spare, f"{self._folder}/log.{self.size:015d}")
+                self.size += self._written
+        except OSError:
+            pass
+        self._drop(len(self._held) - self._written)
+        remove(self._spare)
 
     def _drop(self, count: int) -> None:
         self.size += max(count, 0)
@@ -96,15 +103,12 @@ class Log:
             try:
                 if self._file < 0 or self._written == SEGMENT_BYTES:
                     self._next_segment()
-                room = min(SEGMENT_BYTES - self._written, self._ahead if self._must_save() else SEGMENT_BYTES)
+                room = 0 if self._must_save() else SEGMENT_BYTES - self._written
                 count = os.write(self._file, data[:room]) if room else 0
             except OSError:
                 count = 0
             if count:
                 self._written += count
-                self._ahead = max(self._ahead - count, 0)
-                if count < AHEAD_BYTES and self._ahead < AHEAD_BYTES:  # in a flood it would cost too much
-                    self._take_ahead()
                 return count
             if not self._drop_middle():
                 self._give_up_segment()
@@ -117,17 +121,11 @@ class Log:
         disk = os.fstatvfs(self._file)
         return disk.f_bavail * disk.f_frsize < min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize >> 4)
 
-    def _take_ahead(self) -> None:
-        place = ctypes.c_long(self._written), ctypes.c_long(2 * AHEAD_BYTES)
-        if not self._must_save() and self._libc.fallocate(self._file, FALLOC_FL_KEEP_SIZE, *place) == 0:
-            self._ahead = 2 * AHEAD_BYTES
-
     def _next_segment(self) -> None:
         self._close()
         path = f"{self._folder}/log.{self.size:015d}"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._segments.append(path)
-        self._take_ahead()
         if len(self._segments) > KEPT_SEGMENTS + 1:
             self._drop_middle()
 
@@ -146,9 +144,8 @@ class Log:
 
     def _close(self) -> None:
         if self._file >= 0:
-            os.ftruncate(self._file, self._written)  # gives back what was taken in advance
             os.close(self._file)
-        self._file, self._written, self._ahead = -1, 0, 0
+        self._file, self._written = -1, 0
 
 
 def remove(path: str) -> None:
@@ -378,11 +375,12 @@ def main(arguments: list[str]) -> None:
         log = Log(folder)
         claimed = claim(folder)
     except OSError as error:
-        for name in ("exit", "claim"):
+        for name in ("exit", "claim", "spare"):
             remove(f"{folder}/{name}.{os.getpid()}")
         os._exit(error.errno or 1)  # in words it could not be written where the disk is full
     if claimed < 0:
-        os.unlink(f"{folder}/exit.{os.getpid()}")
+        for name in ("exit", "spare"):
+            remove(f"{folder}/{name}.{os.getpid()}")
         os._exit(CLAIMED)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     output, trial_output = os.pipe()

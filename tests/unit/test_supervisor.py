@@ -16,7 +16,7 @@ import pytest
 from hpo_core.launch import Event, Exited, Job, Output, Started
 from hpo_core.launch.claims import CHUNK_BYTES, LogTail, read_facts
 from hpo_core.launch.local import OUTPUT_BYTES, LocalLauncher
-from hpo_core.launch.supervisor import AHEAD_BYTES, KEPT_SEGMENTS, SEGMENT_BYTES
+from hpo_core.launch.supervisor import HELD_BYTES, KEPT_SEGMENTS, SEGMENT_BYTES
 from hpo_core.metrics import MetricsReader
 from hpo_core.outcome import LOG_HEAD_BYTES, LOG_TAIL_BYTES, LogKeeper
 from tests.contracts.launcher_suite import (
@@ -282,7 +282,7 @@ for turn in range(20):
     command = [sys.executable, "-c", program, str(machine.scratch)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stderr == ""
-    assert ended.stdout.splitlines() == [f"0 75 ['run'] claim exit log.{0:015d} starts"] * 20
+    assert ended.stdout.splitlines() == ["0 75 ['run'] claim exit starts"] * 20
 
 
 def test_a_trial_that_runs_longer_than_its_deadline_is_stopped(machine: Machine) -> None:
@@ -632,17 +632,20 @@ sys.stdout.write("%015d\\n" % 0 * 4096 + "%015d\\n" % 1 * 4096 + "%015d\\n" % 2 
 """
 
 
-def test_a_trial_on_a_full_disk_has_room_for_some_words_and_what_is_lost_behind_them_is_told_as_missing() -> None:
+def test_on_a_disk_that_stays_full_there_is_room_for_the_last_words_and_the_others_are_told_as_missing() -> None:
     program = f"""
 from tests.unit.test_supervisor import check_numbered
 job = process_job("a", [sys.executable, "-S", "-c", {FULL_TO_THE_END!r}])
 pieces = [(output.data, output.missing) for output in run(job)]
-print(check_numbered(pieces) == 4 * {BLOCK}, len(pieces[0][0]), pieces[-1])
+print(check_numbered(pieces) == 4 * {BLOCK}, len(pieces[-1][0]), pieces[-1][1])
+print(*sorted(path.name for path in (disk / "scratch/a").iterdir()))
 """
     with tempfile.TemporaryDirectory() as folder:
-        end, read = run_on_small_disk(ON_SMALL_DISK + program, Path(folder), size_kib=1024).splitlines()
-    assert end == f"0  {2 * BLOCK} bytes of its output were lost: the disk is full"
-    assert read == f"True {2 * AHEAD_BYTES} (b'', {2 * BLOCK})"
+        end, read, names = run_on_small_disk(ON_SMALL_DISK + program, Path(folder), size_kib=1024).splitlines()
+    lost = 4 * BLOCK - HELD_BYTES
+    assert end == f"0  {lost} bytes of its output were lost: the disk is full"
+    assert read == f"True {HELD_BYTES} {lost}"
+    assert names == f"claim exit log.{lost:015d} output supervisor.log"
 
 
 FULL_DISK = """
@@ -695,4 +698,4 @@ print(*sorted(path.name for path in (disk / "scratch/b").iterdir()))
 """
     with tempfile.TemporaryDirectory() as folder:
         ended = run_on_small_disk(ON_SMALL_DISK + FULL_DISK + program, Path(folder), size_kib=1024).splitlines()
-    assert ended == ["c None Stopped", "a 0 ", "b 0 ", f"claim exit log.{0:015d} output supervisor.log"]
+    assert ended == ["c None Stopped", "a 0 ", "b 0 ", "claim exit output supervisor.log"]
