@@ -9,11 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("errors",),
-    ("space",),
+    ("space", "gjson"),
     ("experiment",),
     ("trial",),
     ("status",),
     ("search", "manifest", "metrics", "report", "images"),
+    ("kube",),
     ("launch", "objects"),
     ("store", "lint", "outcome"),
     ("loop",),
@@ -27,7 +28,8 @@ DOORS = {
     "yaml": ("hpo_core/experiment/document.py",),
     "re2": ("hpo_core/metrics.py",),
     "minio": ("hpo_core/objects/s3.py",),
-    "urllib3": ("hpo_core/objects/s3.py",),
+    "urllib3": ("hpo_core/objects/s3.py", "hpo_core/kube"),
+    "kubernetes": ("hpo_core/kube",),
     "rich": ("hpo_core/cli/show.py",),
     "kfp": ("components/", "pipelines/"),
     "torch": ("trainers/",),
