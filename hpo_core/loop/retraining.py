@@ -164,7 +164,7 @@ def _last_values(follower: Follower) -> dict[str, float]:
 
 def _feed_and_show(output: Output, follower: Follower, show: Callable[[str], None]) -> None:
     by_line: dict[int, list[str]] = {}
-    for point in follower.feed(output):
+    for point in follower.feed_and_tell(output):
         by_line.setdefault(point.line, []).append(f"{point.name}={point.value:g}")
     for texts in by_line.values():
         show(" ".join(texts))

@@ -33,8 +33,13 @@ class Follower:
         self.log = LogKeeper()
         self._shown = 0
 
-    def feed(self, output: Output) -> list[MetricPoint]:
-        """Take in a piece of output; returns the metric points in it."""
+    def feed(self, output: Output) -> None:
+        """Take in a piece of output."""
+        self.log.feed(output.data, missing=output.missing)
+        self.reader.read(output.data, missing=output.missing)
+
+    def feed_and_tell(self, output: Output) -> list[MetricPoint]:
+        """Take in a piece of output and return the metric points in it, which costs more."""
         self.log.feed(output.data, missing=output.missing)
         return self.reader.feed(output.data, missing=output.missing)
 
