@@ -7,6 +7,8 @@ from hpo_core.objects.settings import SINGLE_WRITER
 
 MISSING = ("NoSuchKey", "NoSuchObject", "ResourceNotFound")
 """Codes for an object that is not there."""
+EXISTING = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
+"""Codes for a bucket that was to be made and is there."""
 
 _NEXT_STEPS = {
     "AccessDenied": "its credentials do not allow this; ask for s3:ListBucket, GetObject, PutObject and DeleteObject "
@@ -58,6 +60,8 @@ def refusal(attempt: str, code: str, status: int, told: str = "") -> Refused | T
         return TransientError(f"{attempt}: the server's disk or quota is full; make room there", 2.0)
     if code in _NEXT_STEPS:
         return Refused(f"{attempt}: {_NEXT_STEPS[code]} ({code})", code)
+    if code in EXISTING:
+        return Refused(f"{attempt}: {told}", code)
     if (status >= 500 and status != 501) or status in (408, 409, 429) or code in _PASSING:
         return TransientError(
             f"{attempt}: the server answers {code or status}{f' ({told})' if told else ''}; waiting for it"

@@ -11,7 +11,7 @@ import os
 import re
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from minio.credentials.providers import IamAwsProvider
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
-from hpo_core.objects.faults import MISSING, NoBucket, Refused, refusal
+from hpo_core.objects.faults import EXISTING, MISSING, NoBucket, Refused, refusal
 from hpo_core.objects.lease import LEASE_S, Lease
 from hpo_core.objects.probe import keeps_writers_apart
 from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source
@@ -188,18 +188,14 @@ class S3Store:
             if error.code == "AccessDenied":
                 advice = "and these credentials may not make it; let somebody make it, or choose another --store"
                 raise StoreError(f"{self._where}: there is no bucket {self._bucket!r}, {advice}") from error
-            if not error.code.startswith("BucketAlready"):  # somebody else was faster
+            if error.code not in EXISTING:  # somebody else was faster
                 raise
 
     def _do(self, what: str, action: Callable[[], _T], key: str = "") -> _T:
-        with self._translated(f"cannot {what} {self._where}", key):
-            return action()
-
-    @contextlib.contextmanager
-    def _translated(self, attempt: str, key: str) -> Iterator[None]:
-        """Say in our words what the server and the way to it say."""
+        """Do something, and say in our words what the server and the way to it say."""
+        attempt = f"cannot {what} {self._where}"
         try:
-            yield
+            return action()
         except S3Error as error:
             if error.code in MISSING:
                 raise NotFound(f"there is no {self.uri}/{key}") from error
@@ -254,10 +250,8 @@ def _error_of(response: urllib3.BaseHTTPResponse) -> S3Error | ServerError:
 
 
 def _status_of(error: InvalidResponseError | ServerError) -> int:
-    if isinstance(error, ServerError):
-        return error.status_code
-    told = re.search(r"Response code: (\d+)", str(error))
-    return int(told[1]) if told else 0
+    told = re.search(r"code:? (\d+)", str(error))
+    return error.status_code if isinstance(error, ServerError) else int(told[1]) if told else 0
 
 
 def _etag(headers: Mapping[str, str]) -> str:

@@ -192,6 +192,20 @@ def test_a_bucket_that_is_gone_is_no_conflict(server: ScriptedServer) -> None:
     store.delete("a")
 
 
+def test_a_bucket_that_somebody_else_has_just_made_is_as_good_as_made(server: ScriptedServer) -> None:
+    missing, made = refused(404, "NoSuchBucket"), refused(409, "BucketAlreadyOwnedByYou")
+    absent, written = refused(404, "NoSuchKey"), Answer(200, b"", {"ETag": '"abc"'})
+    store = opened(server, missing, made, absent, absent, written, HPO_SINGLE_WRITER="yes")
+    lock = store.lock("lease", {})
+    assert lock is not None
+    lock.release()
+    assert [(method, path.partition("?")[0]) for method, path, _ in server.requests[:3]] == [
+        ("GET", "/bucket/p/.probe/none"),
+        ("PUT", "/bucket"),
+        ("GET", "/bucket/p/lease"),
+    ]
+
+
 def test_a_write_that_was_not_answered_counts_as_done_when_it_is_repeated(server: ScriptedServer) -> None:
     """Each has its own bytes, since records tell who writes them; so what lies there can only be ours."""
     there = Answer(200, b"mine", {"ETag": '"abc"'})
