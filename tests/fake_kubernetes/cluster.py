@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.fake_kubernetes.kinds import JOB, KINDS, NAMESPACE, POD, Document, Kind, Refusal
+from tests.fake_kubernetes.kinds import JOB, KINDS, NAMESPACE, POD, REVIEW, Document, Kind, Refusal
 from tests.fake_kubernetes.logs import Logs
 from tests.fake_kubernetes.objects import Objects
 from tests.fake_kubernetes.server import Call, Server
@@ -23,7 +23,8 @@ class FakeKubernetes:
     Attributes:
         objects, logs: What it holds, to be looked at.
         kinds: What it serves; take the operator's away to find it not installed.
-        token: Which bearer token it takes; "" for any, or none.
+        tokens: Whose each bearer token is; with none, every token is the pipeline runner's.
+        powerless: Who may do nothing.
         requests: Every request so far, as `VERB PATH`.
         cut_after_s: After how long each watch that begins from now on is broken off; None for never.
         bookmark_s: How often watches get bookmarks.
@@ -32,7 +33,8 @@ class FakeKubernetes:
     def __init__(self) -> None:
         self.objects, self.logs = Objects(), Logs()
         self.kinds: tuple[Kind, ...] = KINDS
-        self.token = ""
+        self.tokens: dict[str, str] = {}
+        self.powerless: set[str] = set()
         self.requests: list[str] = []
         self.cut_after_s: float | None = None
         self.bookmark_s = 60.0
@@ -49,7 +51,7 @@ class FakeKubernetes:
 
     def kubeconfig(self, folder: Path, *, token: str = "valid") -> Path:
         """Write a kubeconfig that leads here, and return its path."""
-        path = folder / "kubeconfig"
+        path = folder / f"kubeconfig-{token}"
         path.write_text(
             "apiVersion: v1\nkind: Config\ncurrent-context: fake\n"
             f"clusters: [{{name: fake, cluster: {{server: '{self.url}'}}}}]\n"
@@ -151,18 +153,22 @@ class FakeKubernetes:
             refusal = None if number is None else self._refusals.pop(number)[1]
         if refusal is not None:
             raise refusal
-        if self.token not in ("", call.token):
+        if self.tokens and call.token not in self.tokens:
             raise Refusal(401, "Unauthorized", "Unauthorized")
-        plural = call.kind.plural if call.kind else ""
-        what = f"{plural}/{call.subresource}" if call.subresource else plural
-        if call.kind is not None and not self.may(call.verb, what):
+        if call.kind is None or call.kind is REVIEW:
+            return
+        what = f"{call.kind.plural}/{call.subresource}" if call.subresource else call.kind.plural
+        if not self.may(call, call.verb, what):
             place = f' in the namespace "{call.namespace}"' if call.namespace else " at the cluster scope"
             told = (
-                f'{call.kind.qualified} is forbidden: User "{USER}" cannot {call.verb} resource "{what}" '
+                f'{call.kind.qualified} is forbidden: User "{self._user(call)}" cannot {call.verb} resource "{what}" '
                 f'in API group "{call.kind.group}"{place}'
             )
-            raise Refusal(403, "Forbidden", told, kind=plural, group=call.kind.group)
+            raise Refusal(403, "Forbidden", told, kind=call.kind.plural, group=call.kind.group)
 
-    def may(self, verb: str, plural: str) -> bool:
+    def may(self, call: Call, verb: str, plural: str) -> bool:
         """See `server.Cluster`."""
-        return (verb, plural) not in self._denied
+        return self._user(call) not in self.powerless and (verb, plural) not in self._denied
+
+    def _user(self, call: Call) -> str:
+        return self.tokens.get(call.token, USER)

@@ -45,7 +45,7 @@ class Objects:
         self.changed = threading.Condition(threading.RLock())
         self.pod_grace_s = 0.0
         self.version = 100
-        self._oldest = 0
+        self._oldest = self.version
         self._is_collecting = False
         self._history: list[Change] = []
         self._found: dict[tuple[Kind, str, str], Document] = {}

@@ -33,8 +33,8 @@ class Cluster(Protocol):
         """Note a request, or refuse it."""
         ...
 
-    def may(self, verb: str, plural: str) -> bool:
-        """Whether its user is allowed to."""
+    def may(self, call: Call, verb: str, plural: str) -> bool:
+        """Whether who calls is allowed to."""
         ...
 
 
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         if call.kind is REVIEW:
             wish = call.body["spec"]["resourceAttributes"]
             plural = "/".join(filter(None, (wish["resource"], wish.get("subresource"))))
-            return {**call.body, "status": {"allowed": self.cluster.may(wish["verb"], plural)}}
+            return {**call.body, "status": {"allowed": self.cluster.may(call, wish["verb"], plural)}}
         return self._object(call, call.kind)
 
     def _object(self, call: Call, kind: Kind) -> Document:
