@@ -161,10 +161,16 @@ class Trial:
         """How many attempts were lost, which counts, unlike those that were interrupted."""
         return sum(attempt.outcome == "Lost" for attempt in self.attempts)
 
+    def wait(self, reason: str, message: str) -> Trial:
+        """Return the trial with what keeps it from running."""
+        self._check_open()
+        return replace(self, reason=reason, message=message)
+
     def run(self, now: str) -> Trial:
         """Return the trial as running; unchanged when it is."""
         self._check_open()
-        return replace(self, condition=TrialCondition.RUNNING, reason="TrialRunning", started=self.started or now)
+        started = self.started or now
+        return replace(self, condition=TrialCondition.RUNNING, reason="TrialRunning", message="", started=started)
 
     def request_stop(self, request: StopRequest) -> Trial:
         """Return the trial with the wish to stop it; the first wish stays."""
@@ -185,6 +191,7 @@ class Trial:
             self,
             condition=TrialCondition.CREATED,
             reason=f"Trial{outcome}",
+            message="",
             attempts=(*self.attempts[:-1], ended, following),
             stop_requested=None,
             log_cursor=0,

@@ -204,9 +204,11 @@ def _read_settings(annotations: Node) -> Settings:
             hint = near_miss(name, ANNOTATIONS)
             suffix = f"did you mean {hint}?" if hint else f"known are {', '.join(ANNOTATIONS)}"
             annotations.findings.problem(path, f"unknown annotation of ours, {suffix}")
-        elif name.endswith("trial-deadline"):
-            values["trial_deadline_s"] = parse_duration(str(value))
-            if values["trial_deadline_s"] is None:
+        elif name.endswith("-deadline"):
+            seconds = parse_duration(str(value))
+            if seconds is not None:
+                values[f"{name.removeprefix(ANNOTATION_PREFIX).replace('-', '_')}_s"] = seconds
+            else:
                 annotations.findings.problem(path, f"must be a time span such as 90s, 15m or 2h, got {describe(value)}")
         else:
             minimum = 1 if name.endswith("max-attempts") else 0

@@ -145,6 +145,9 @@ class Settings:
 
     seed: int | None = _setting("seed", "whole number that every random choice follows from")
     trial_deadline_s: float | None = _setting("trial-deadline", "a trial that runs longer is stopped: 90s, 15m, 2h")
+    pending_deadline_s: float = _setting(
+        "pending-deadline", "a trial that no node can take for so long is given up: 90s, 15m, 2h", 3600.0
+    )
     max_attempts: int = _setting("max-attempts", "how often a trial is started that was lost, not failed", 3)
     keep_models: int = _setting("keep-models", "of how many of the best trials the output directory is kept", 1)
 

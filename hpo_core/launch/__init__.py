@@ -20,12 +20,29 @@ class Job:
         manifest: The rendered workload.
         primary_container: The container whose command is the trial.
         deadline_s: Seconds that it may run; None for no bound.
+        begun: Whether it is known to have run: it may be followed, but never started.
     """
 
     name: str
     manifest: Mapping[str, Any]
     primary_container: str
     deadline_s: float | None = None
+    begun: bool = False
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The workload cannot run yet.
+
+    Attributes:
+        name: The workload.
+        reason: What it waits for, in one word, such as `Unschedulable`.
+        message: The same in a sentence, with the next step.
+    """
+
+    name: str
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ class Exited:
     at: float | None = None
 
 
-Event: TypeAlias = Started | Output | Exited
+Event: TypeAlias = Waiting | Started | Output | Exited
 
 
 class Launcher(Protocol):
@@ -94,7 +111,8 @@ class Launcher(Protocol):
         """Start a workload, or follow the one of that name that was started before, by whomever.
 
         Idempotent: a known name starts nothing, whether it runs or has ended; its output is given again from the start.
-        Does not wait for the start. What goes wrong with the workload itself is told by an `Exited` event.
+        Does not wait for the start. What goes wrong with the workload itself is told by an `Exited` event; one that is
+        known to have begun, and is not there, is `Lost`.
 
         Raises:
             LaunchError: This can never be run here.

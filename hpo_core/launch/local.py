@@ -93,6 +93,10 @@ class LocalLauncher:
         folder = self._scratch / job.name
         watched = _Watched(job.name, folder, LogTail(folder), job)
         if not (folder / "claim").exists():
+            if job.begun:
+                watched.is_over = True  # what it left is gone, and so is all that could be told of it
+                self._watched[job.name] = watched
+                return
             try:
                 watched.process = self._spawn(job, folder)
             except OSError as error:
@@ -271,6 +275,8 @@ class LocalLauncher:
             yield Exited(watched.name, None, "Stopped")  # before its supervisor could take the order
         elif (watched.folder / "claim").exists():
             yield Exited(watched.name, None, "Lost", "its supervisor died, so nobody saw how it ended")
+        elif watched.job is not None and watched.job.begun:
+            yield Exited(watched.name, None, "Lost", "nothing of it is left on this machine")
         else:
             yield Exited(watched.name, None, "CannotStart", _why_not(watched))
 

@@ -116,7 +116,7 @@ class Run:
         """
         ended = sorted((t for t in self.trials if t.condition.is_terminal), key=lambda t: t.finished_seq)
         for trial in ended[-self.experiment.parallel_trial_count :]:
-            self._launcher.forget(trial.name)  # a crash between its record and this left it behind
+            self._patiently(self._launcher.forget, trial.name)  # a crash after its record left it behind
         opened = [trial for trial in self.trials if not trial.condition.is_terminal]
         self._discard_outputs()
         if self._verdict().condition.is_terminal and not opened:
@@ -212,22 +212,26 @@ class Run:
 
     def _take_events(self, timeout_s: float) -> bool:
         ended: list[Exited] = []
-        begun: dict[str, Trial] = {}
+        moved: dict[str, Trial] = {}
         for event in self._launcher.events(timeout_s):
             follower, number = self._followers.get(event.name), self._numbers.get(event.name)
             if follower is None or number is None:
                 continue
             if isinstance(event, Output):
                 follower.feed(event)
-            elif isinstance(event, Started):
-                begun[event.name] = self.trials[number - 1].run(time_text(event.at) or self._clock.now())
-                self._change(begun[event.name])
-            else:
+            elif isinstance(event, Exited):
                 ended.append(event)
+            else:
+                trial = self.trials[number - 1]
+                if isinstance(event, Started):
+                    moved[event.name] = trial.run(time_text(event.at) or self._clock.now())
+                else:
+                    moved[event.name] = trial.wait(event.reason, event.message)
+                self._change(moved[event.name])
         over = {exited.name for exited in ended}
-        self._record([trial for name, trial in begun.items() if name not in over])
+        self._record([trial for name, trial in moved.items() if name not in over])
         self._conclude(ended)
-        return bool(begun or ended)
+        return bool(moved or ended)
 
     def _conclude(self, exits: Sequence[Exited]) -> None:
         """Record how attempts ended: as their trials' ends, or as the reasons for next attempts."""
@@ -252,7 +256,7 @@ class Run:
         for number in dropped:
             self._patiently(self._store.delete_output, f"{number:05d}")
         for exited in exits:
-            self._launcher.forget(exited.name)
+            self._patiently(self._launcher.forget, exited.name)
         if not self._suspending:
             self._submit(retried)
 
@@ -344,7 +348,7 @@ class Run:
             self._change(trial)
         self._record(stopping)
         for trial in stopping:
-            self._launcher.stop(trial.name)
+            self._patiently(self._launcher.stop, trial.name)
 
     def _start_trials(self) -> bool:
         count = wanted(self.experiment, self.tally)
@@ -379,12 +383,13 @@ class Run:
         if trials:
             self._patiently(self._store.confirm)
         for trial in trials:
-            job = make_job(self.experiment, trial.assignments, trial.name)
+            begun = trial.condition is TrialCondition.RUNNING
+            job = make_job(self.experiment, trial.assignments, trial.name, begun=begun)
             self._patiently(self._launcher.submit, job)
             self._followers[trial.name] = Follower(self.experiment)
             self._numbers[trial.name] = trial.number
             if trial.stop_requested is not None and trial.stop_requested.condition.is_terminal:
-                self._launcher.stop(trial.name)  # a crash came between its record and this
+                self._patiently(self._launcher.stop, trial.name)  # a crash came between its record and this
 
     def _change(self, trial: Trial) -> None:
         before = self.trials[trial.number - 1] if trial.number <= len(self.trials) else None

@@ -10,8 +10,10 @@ from hpo_core.outcome import LogKeeper
 from hpo_core.space import Values
 
 
-def make_job(experiment: Experiment, values: Values, name: str, phase: str = PHASE_TRIAL) -> Job:
-    """Render a workload and say how it is to be run."""
+def make_job(
+    experiment: Experiment, values: Values, name: str, phase: str = PHASE_TRIAL, *, begun: bool = False
+) -> Job:
+    """Render a workload and say how it is to be run; `begun` when it is known to have run before."""
     spec = experiment.template.trial_spec.get("spec") or {}
     deadline = experiment.settings.trial_deadline_s or spec.get("activeDeadlineSeconds")
     if phase == PHASE_RETRAIN:
@@ -21,6 +23,7 @@ def make_job(experiment: Experiment, values: Values, name: str, phase: str = PHA
         manifest=render(experiment, values, name, phase=phase),
         primary_container=experiment.template.primary_container_name,
         deadline_s=float(deadline) if deadline else None,
+        begun=begun,
     )
 
 

@@ -95,6 +95,10 @@ class ScriptedMachine:
         assert job.name not in self.forgotten, f"{job.name} was forgotten, and is submitted again"
         if job.name in self._workloads:
             return
+        if job.begun:
+            lost = Exited(job.name, None, "Lost", "it is not there")
+            self._workloads[job.name] = _Workload(Play(), 0, [lost], over=True)
+            return
         self.starts[job.name] += 1
         play = self.script(job)
         ends_at = float("inf") if play.turns is None else self.turn + max(play.turns, 1)

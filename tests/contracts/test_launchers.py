@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,22 @@ def test_a_scripted_machine_notices_what_a_real_one_would_let_pass() -> None:
     launcher.forget("a")
     with pytest.raises(AssertionError, match="a was forgotten, and is submitted again"):
         launcher.submit(process_job("a", []))
+
+
+def test_what_is_known_to_have_begun_and_is_not_there_is_lost_and_not_started(
+    machine: Machine, launcher: Launcher
+) -> None:
+    job = replace(machine.job("a", Workload(["one"])), begun=True)
+    launcher.submit(job)
+    events = until_ended(launcher, "a")
+    assert (only_exit(events, "a").code, only_exit(events, "a").reason) == (None, "Lost")
+    assert machine.starts("a") == 0
+
+
+def test_what_is_known_to_have_begun_and_is_there_is_followed(machine: Machine, launcher: Launcher) -> None:
+    launcher.submit(machine.job("a", Workload(["one"])))
+    until_started(launcher, "a")
+    other = machine.launcher()
+    other.submit(replace(machine.job("a", Workload(["one"])), begun=True))
+    assert only_exit(until_ended(other, "a"), "a").code == 0
+    assert machine.starts("a") == 1
