@@ -1,8 +1,9 @@
 """Success and failure conditions: GJSON expressions over a workload's document, and Katib's rule when one holds.
 
 It reads the part of GJSON that conditions use: keys, indexes, `#`, queries, `@this` and `[path,path]`, joined by `.` or
-`|`. All else is refused, so that what is read means what it means to Katib. Which condition is asked first, and what
-follows when it holds, is the caller's. GJSON: https://github.com/tidwall/gjson/blob/master/SYNTAX.md
+`|`. All else is refused, so that what is read means what it means to Katib; only that a text which holds brackets stays
+a text, where GJSON would walk into it behind a pipe. Which condition is asked first, and what follows when it holds, is
+the caller's. GJSON: https://github.com/tidwall/gjson/blob/master/SYNTAX.md
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ _BARE = re.compile(r'[^\x00-\x20"\\()\[\]{}!=<>%~](?: *[^\x00-\x20"\\()\[\]{}])*
 _DIGITS = "[0-9](?:_?[0-9])*"
 _FINITE = rf"[+-]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:e[+-]?{_DIGITS})?"
 _NUMBER = re.compile(rf"{_FINITE}|[+-]?inf(?:inity)?|nan", re.IGNORECASE)
+_LONE_BACKSLASH = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _QUERY_ENDS = "=!<>%)"
 _ORDER = {
     "=": operator.eq,
@@ -144,8 +146,8 @@ def _refuse(text: str, at: int, allowed: str) -> NoReturn:
     raise ValueError(f"found {found} at character {at + 1} of the condition {text!r}: {allowed}")
 
 
-def _skip(blank: re.Pattern[str], text: str, at: int) -> int:
-    found = blank.match(text, at)
+def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
     return found.end() if found else at
 
 
@@ -202,6 +204,8 @@ def _read_query(text: str, at: int, ends: str) -> tuple[_Query, int]:
     op, value = text[end : _skip(_OPERATOR, text, end)], ""
     if op:
         value, end = _read_value(text, _skip(_BLANK, text, end + len(op)))
+    if "%" in op and _LONE_BACKSLASH.search(value):
+        _refuse(text, end, "a pattern does not end with a lone backslash")
     if not text.startswith(")", end):
         _refuse(text, end, "a query is #(path) or #(path==value), and compares with ==, !=, <, <=, >, >=, % or !%")
     every = text.startswith("#", end + 1)
@@ -216,11 +220,7 @@ def _read_value(text: str, at: int) -> tuple[str, int]:
     end = _skip(_QUOTED, text, at)
     value = str(json.loads(text[at:end])) if end > at else text[at : (end := _skip(_BARE, text, at))]
     if end == at:
-        _refuse(
-            text,
-            at,
-            'a value is a number, true, false or a text in double quotes, as in "Complete"; it begins with no ~',
-        )
+        _refuse(text, at, 'a value is a number, true, false or a text as in "Complete", and begins with no ~')
     return value, _skip(_BLANK, text, end)
 
 

@@ -255,6 +255,10 @@ def test_conditions_of_the_same_text_are_equal() -> None:
     assert Condition.parse("a.#(b)#") == Condition.parse("a.#(b)#")
 
 
+def test_a_text_with_brackets_stays_a_text() -> None:
+    assert found("message|0", {"message": "pods [a, b] failed"}) == repr(MISSING)
+
+
 REFUSED = [
     ("", "the end at character 1"),
     ("status.", "the end at character 8"),
@@ -292,6 +296,7 @@ REFUSED = [
     ('a.#(b=="~true")', "begins with no ~"),
     ('a.#(b=="x)', "a value is"),
     ('a.#(b=="x\\*")', "a value is"),
+    (r'a.#(b%"x\\")', "lone backslash"),
     ('a.#(b=="x"y)', "'y)' at character 11"),
     ("a.#(b==1)|[c]", "before any #"),
     ("a.#.[b,c]", "before any #"),
