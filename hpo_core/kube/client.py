@@ -12,7 +12,7 @@ from hpo_core.kube.access import find_access
 from hpo_core.kube.faults import Gone, NotServed
 from hpo_core.kube.interrupt import Interruption
 from hpo_core.kube.kinds import Kinds, Resource, not_served
-from hpo_core.kube.watching import Document, Documents, Reach, Watch
+from hpo_core.kube.watching import Document, Documents, Listing, Reach, Watch
 from hpo_core.kube.wire import Request, Stream, Wire
 
 PAGE = 500
@@ -107,7 +107,7 @@ class Kube:
             selector: What their labels must be, as `kubectl -l` takes it; "" for whatever they are.
         """
         resource = self.resource(api_version, kind)
-        return self._list(resource, self._request("list", resource, namespace, selector=selector))[0]
+        return self._list(resource, self._request("list", resource, namespace, selector=selector)).items
 
     def patch(
         self, api_version: str, kind: str, name: str, merge_patch: Mapping[str, Any], *, namespace: str = ""
@@ -150,11 +150,26 @@ class Kube:
         request = self._request("deletecollection", resource, namespace, selector=selector)
         self._ask(resource, request, body=_propagation("Background"))
 
-    def watch(self, api_version: str, kind: str, *, selector: str = "", namespace: str = "") -> Watch:
-        """Return what yields all objects and then every change of them. Asks the server for the kind only."""
-        resource = self.resource(api_version, kind)
-        request = self._request("list", resource, namespace, selector=selector)
-        return Watch(self._wire, request, lambda stop: self._list(resource, request, stop), self._reach)
+    def watch(
+        self, api_version: str, kind: str, *, selector: str = "", field_selector: str = "", namespace: str = ""
+    ) -> Watch:
+        """Return what yields all objects and then every change of them; the server is asked when it is iterated.
+
+        Args:
+            api_version: Their group and version.
+            kind: Their kind.
+            selector: What their labels must be; "" for whatever they are.
+            field_selector: What their fields must be, of the few that the server can choose by, as `type=Warning`.
+            namespace: Where.
+        """
+        fields = {"fieldSelector": field_selector} if field_selector else {}
+
+        def list_all(interruption: Interruption) -> Listing:
+            resource = self.resource(api_version, kind)
+            request = self._request("list", resource, namespace, selector=selector)
+            return self._list(resource, replace(request, query={**request.query, **fields}), interruption)
+
+        return Watch(self._wire, list_all, self._reach)
 
     def pod_log(
         self,
@@ -237,15 +252,12 @@ class Kube:
             self._kinds.forget(resource)
             raise not_served(resource.api_version, resource.kind) from error
 
-    def _list(
-        self, resource: Resource, request: Request, interruption: Interruption | None = None
-    ) -> tuple[Documents, str]:
-        """Return all objects, and the version that they are of."""
+    def _list(self, resource: Resource, request: Request, interruption: Interruption | None = None) -> Listing:
         while True:
             with contextlib.suppress(Gone):  # the list took longer than its version is kept: once more, from the start
                 return self._pages(resource, request, interruption)
 
-    def _pages(self, resource: Resource, request: Request, interruption: Interruption | None) -> tuple[Documents, str]:
+    def _pages(self, resource: Resource, request: Request, interruption: Interruption | None) -> Listing:
         found: Documents = []
         more = {"limit": str(PAGE)}
         while True:
@@ -255,7 +267,7 @@ class Kube:
             found += [{**identity, **item} for item in page.get("items") or []]
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
-                return found, str(metadata.get("resourceVersion") or "")
+                return Listing(found, str(metadata.get("resourceVersion") or ""), request)
             more = {"limit": str(PAGE), "continue": metadata["continue"]}
 
 

@@ -56,6 +56,21 @@ class Changed:
     object: Document
 
 
+@dataclass(frozen=True)
+class Listing:
+    """An answer to a list.
+
+    Attributes:
+        items: The objects.
+        version: What they are the state of; a watch goes on from there.
+        request: How they were asked for.
+    """
+
+    items: Documents
+    version: str
+    request: Request
+
+
 class Reach:
     """Says once that the API server is out of reach, and once that it is back, however many watch it."""
 
@@ -96,17 +111,14 @@ class Watch:
 
     Args:
         wire: What it is sent over.
-        request: A list of these objects.
-        list_all: Returns the objects and the version from which to watch.
+        list_all: Lists the objects.
         reach: Who is told when the server cannot be reached.
     """
 
-    def __init__(
-        self, wire: Wire, request: Request, list_all: Callable[[Interruption], tuple[Documents, str]], reach: Reach
-    ) -> None:
-        self._wire, self._request, self._list_all, self._reach = wire, request, list_all, reach
-        self._version = ""
-        self._failures = 0
+    def __init__(self, wire: Wire, list_all: Callable[[Interruption], Listing], reach: Reach) -> None:
+        self._wire, self._list_all, self._reach = wire, list_all, reach
+        self._version, self._request = "", Request("list", "", "")
+        self._failures = self._relists = 0
         self._stopped = threading.Event()
         self._interruption = Interruption()
 
@@ -131,13 +143,16 @@ class Watch:
         """List, where that is needed, and watch until the connection ends."""
         try:
             if not self._version:
-                items, self._version = self._list_all(self._interruption)
+                listing = self._list_all(self._interruption)
+                self._version, self._request = listing.version, listing.request
                 self._reach.back(self)
-                yield Listed(tuple(items))
+                yield Listed(tuple(listing.items))
             yield from self._changes()
             self._rest(0.0)
-        except (Gone, NotServed):  # to list tells what is there now, or that the kind is not served any more
+        except Gone:
+            # The server answers, so it need not be spared for what failed before, unless it goes on saying this.
             self._version = ""
+            self._failures, self._relists = self._relists, self._relists + 1
             self._rest(0.0)
         except TransientError as error:
             if self._failures and not self._stopped.is_set():
@@ -158,12 +173,14 @@ class Watch:
         try:
             for type_, document in self._events():
                 self._version = document["metadata"]["resourceVersion"]
-                self._failures = 0
+                self._failures = self._relists = 0
                 if type_ != BOOKMARK:
                     yield Changed(type_, document)
+        except NotServed as error:
+            raise Gone(str(error)) from error  # to list tells for certain whether the kind is not served any more
         finally:
             if time.monotonic() - began > HEALTHY_S:
-                self._failures = 0
+                self._failures = self._relists = 0
 
     def _events(self) -> Iterator[tuple[str, Document]]:
         """Yield what the server sends over one connection, until it ends; a half line is left out: it comes again."""

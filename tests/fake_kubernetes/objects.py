@@ -23,6 +23,7 @@ from tests.fake_kubernetes.kinds import (
     not_found,
 )
 
+NO_QUERY: Mapping[str, str] = {}
 COLLECT_S = 0.02
 """How long the garbage collector takes to notice."""
 
@@ -76,13 +77,13 @@ class Objects:
                 raise not_found(kind, name)
             return copy.deepcopy(self._found[kind, namespace, name])
 
-    def list(self, kind: Kind, namespace: str, selector: str = "") -> list[Document]:
+    def list(self, kind: Kind, namespace: str, query: Mapping[str, str] = NO_QUERY) -> list[Document]:
         """All objects of a kind, in the order of their names; "" for all namespaces."""
         with self.changed:
             found = [
                 (key[1:], document)
                 for key, document in self._found.items()
-                if key[0] is kind and namespace in ("", key[1]) and selects(selector, document)
+                if key[0] is kind and namespace in ("", key[1]) and selects(query, document)
             ]
         return [copy.deepcopy(document) for _, document in sorted(found, key=lambda entry: entry[0])]
 
@@ -218,12 +219,23 @@ def merge(document: Mapping[str, Any], patch: Mapping[str, Any]) -> Document:
     return merged
 
 
-def selects(selector: str, document: Mapping[str, Any] | None) -> bool:
-    """Whether an object's labels are as a selector says: a=b, a!=b, a, !a, a in (b,c), a notin (b,c)."""
+def selects(query: Mapping[str, str], document: Mapping[str, Any] | None) -> bool:
+    """Whether a request selects an object, by labels: a=b, a!=b, a, !a, a in (b,c), a notin (b,c); or fields: a.b=c."""
     if document is None:
         return False
+    if not all(_has_field(term, document) for term in query.get("fieldSelector", "").split(",") if term):
+        return False
+    selector = query.get("labelSelector", "")
     labels = document["metadata"].get("labels") or {}
     return all(_holds(term.strip(), labels) for term in re.split(r",(?![^(]*\))", selector) if term.strip())
+
+
+def _has_field(term: str, document: Mapping[str, Any]) -> bool:
+    path, unequal, wished = re.fullmatch(r"([^!=]+)(!?)==?(.*)", term).groups()  # type: ignore[union-attr]
+    value: Any = document
+    for word in path.split("."):
+        value = value.get(word, "") if isinstance(value, Mapping) else ""
+    return bool(value == wished) != bool(unequal)
 
 
 def _holds(term: str, labels: Mapping[str, str]) -> bool:

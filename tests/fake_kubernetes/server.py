@@ -124,8 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             return objects.get(kind, call.namespace, call.name)
         if call.verb == "list":
             return self._page(call, kind)
-        selector = call.query.get("labelSelector", "")
-        names = [call.name] if call.name else [item["metadata"]["name"] for item in self._items(call, kind, selector)]
+        names = [call.name] if call.name else [item["metadata"]["name"] for item in self._items(call, kind)]
         for name in names:
             objects.delete(kind, call.namespace, name, policy)
         return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
@@ -137,8 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         extra = [{**POD.discovery(), "name": "pods/log"}] if POD in served else []
         return {"kind": "APIResourceList", "resources": [*[kind.discovery() for kind in served], *extra]}
 
-    def _items(self, call: Call, kind: Kind, selector: str) -> list[Document]:
-        return self.cluster.objects.list(kind, call.namespace, selector)
+    def _items(self, call: Call, kind: Kind) -> list[Document]:
+        return self.cluster.objects.list(kind, call.namespace, call.query)
 
     def _page(self, call: Call, kind: Kind) -> Document:
         """A list, or the part of it that was asked for; built-in items do not say their kind."""
@@ -150,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
                 begin = (begin_list[0], begin_list[1])
                 if objects.is_expired(version):
                     raise expired("The provided continue parameter is too old to display a consistent list result.")
-            items = self._items(call, kind, call.query.get("labelSelector", ""))
+            items = self._items(call, kind)
         rest = [item for item in items if _place(item) > begin]
         page = rest[: int(call.query.get("limit") or len(rest) or 1)]
         metadata: Document = {"resourceVersion": str(version)}
@@ -288,9 +287,8 @@ def _seen(change: Any, kind: Kind, call: Call) -> Document | None:
     namespace = change.after["metadata"].get("namespace", "")
     if change.kind is not kind or call.namespace not in ("", namespace):
         return None
-    selector = call.query.get("labelSelector", "")
-    before = change.before is not None and selects(selector, change.before)
-    after = change.type != "DELETED" and selects(selector, change.after)
+    before = change.before is not None and selects(call.query, change.before)
+    after = change.type != "DELETED" and selects(call.query, change.after)
     if not before and not after:
         return None
     type_ = "DELETED" if not after else "MODIFIED" if before else "ADDED"
