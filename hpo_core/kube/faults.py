@@ -69,7 +69,7 @@ class Refusal:
         return cls(code, message, str(status.get("reason") or ""), details, float(wait or WAIT_S))
 
     @classmethod
-    def read(cls, code: int, body: bytes, *, retry_after: str = "") -> Refusal:
+    def read(cls, code: int, body: bytes, retry_after: str = "") -> Refusal:
         """Read the body of an answer, which need not be Kubernetes's: a proxy may have answered."""
         try:
             status = json.loads(body)

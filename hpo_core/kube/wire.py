@@ -13,13 +13,15 @@ from urllib.parse import urlencode
 import urllib3
 
 from hpo_core import __version__
-from hpo_core.errors import HpoError, LaunchError
+from hpo_core.errors import HpoError, LaunchError, TransientError
 from hpo_core.kube.access import Access
-from hpo_core.kube.faults import Refusal, of_the_way
+from hpo_core.kube.faults import Refusal, Refused, of_the_way
 from hpo_core.kube.interrupt import Interruption, interruptible
 
 CONNECT_S, ANSWER_S = 5.0, 30.0
 """How long the server may take to accept a connection, and to answer or to send the next piece."""
+SETTLE_S = 30.0
+"""For so long after it was out of reach a server may refuse what it allows: it has not read all of its rules yet."""
 PIECE_BYTES = 64 << 10
 
 _METHODS = {"create": "POST", "patch": "PATCH", "delete": "DELETE", "deletecollection": "DELETE"}
@@ -56,6 +58,7 @@ class Wire:
 
     def __init__(self, access: Access) -> None:
         self._access = access
+        self._troubled_at = -SETTLE_S
 
     @property
     def server(self) -> str:
@@ -74,7 +77,7 @@ class Wire:
         """
         response = self.open(request, interruption=interruption)
         try:
-            with self.breaking(request):
+            with self.breaking(request, interruption):
                 answer = json.loads(response.data)
         except ValueError:
             answer = None
@@ -108,14 +111,13 @@ class Wire:
             response = self._send(request, wait_s, interruption)
         if 200 <= response.status < 300:
             return response
-        with self.breaking(request):
+        with self.breaking(request, interruption):
             body = response.data
-        refusal = Refusal.read(response.status, body, retry_after=response.headers.get("Retry-After") or "")
-        raise refusal.error(request.attempt, request.verb)
+        raise self._error(request, Refusal.read(response.status, body, response.headers.get("Retry-After") or ""))
 
     @contextlib.contextmanager
-    def breaking(self, request: Request) -> Iterator[None]:
-        """Translate what happens to an answer on its way.
+    def breaking(self, request: Request, interruption: Interruption | None) -> Iterator[None]:
+        """Translate what happens to an answer on its way, which may be that it is interrupted.
 
         Raises:
             TransientError: The connection broke, or nothing came in time.
@@ -124,7 +126,19 @@ class Wire:
         try:
             yield
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            if interruption is None or not interruption.is_asked:
+                self._troubled_at = time.monotonic()
             raise of_the_way(request.attempt, self.server, error) from error
+
+    def _error(self, request: Request, refusal: Refusal) -> HpoError:
+        """Return what is to be raised for an answer; a server that has just come back is not believed its no."""
+        now = time.monotonic()
+        if refusal.code >= 500:
+            self._troubled_at = now
+        error = refusal.error(request.attempt, request.verb)
+        if now - self._troubled_at > SETTLE_S or not isinstance(error, LaunchError) or isinstance(error, Refused):
+            return error
+        return TransientError(f"{error} (the server was out of reach just now, so this is tried again)")
 
     def _send(self, request: Request, wait_s: float, interruption: Interruption | None) -> urllib3.BaseHTTPResponse:
         url = f"{self._access.host}{request.path}"
@@ -133,7 +147,7 @@ class Wire:
             headers["Authorization"] = authorization
         if request.body is not None:
             headers["Content-Type"] = request.content_type
-        with self.breaking(request), interruptible(interruption):
+        with self.breaking(request, interruption), interruptible(interruption):
             return self._access.pool.request(
                 _METHODS.get(request.verb, "GET"),
                 f"{url}?{urlencode(request.query)}" if request.query else url,
@@ -204,7 +218,7 @@ class Stream:
         begun()
         try:
             while True:
-                with self._wire.breaking(self._request):
+                with self._wire.breaking(self._request, self._interruption):
                     piece = response.read1(PIECE_BYTES)
                 if not piece or self._interruption.is_asked:
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,3 +151,21 @@ def test_a_certificate_that_cannot_be_read_is_told(config: Path) -> None:
 def test_to_import_it_does_not_import_the_client() -> None:
     program = "import sys, hpo_core.kube; sys.exit('kubernetes' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_program_that_the_kubeconfig_names_gives_the_credentials(
+    fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the clouds do it."""
+    credential = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "made"},
+    }
+    (tmp_path / "credential").write_text(json.dumps(credential))
+    path = fake.kubeconfig(tmp_path)
+    program = {"apiVersion": credential["apiVersion"], "command": "cat", "args": [str(tmp_path / "credential")]}
+    path.write_text(path.read_text().replace("{token: 'valid'}", json.dumps({"exec": program})))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    fake.tokens = {"made": "me"}
+    assert Kube.connect().list("v1", "Pod") == []

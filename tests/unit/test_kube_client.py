@@ -113,6 +113,26 @@ def test_kinds_are_asked_for_once_and_a_missing_one_again(fake: FakeKubernetes, 
     assert asked == ["list /api/v1", *["list /apis/kubeflow.org/v1"] * 3]
 
 
+def test_a_server_that_has_just_come_back_is_not_believed_when_it_says_no(
+    fake: FakeKubernetes, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has read all of its rules it allows nothing, and until it knows all kinds it serves few."""
+    monkeypatch.setattr(wire, "SETTLE_S", 0.5)
+    with fake.unreachable(), pytest.raises(TransientError, match="nobody accepts connections there"):
+        kube.server_version()
+    fake.deny("create", "secrets")
+    fake.kinds = tuple(kind for kind in KINDS if kind.group != "kubeflow.org")
+    with pytest.raises(TransientError, match=r'cannot create resource "secrets".* tried again'):
+        kube.create(secret("one"))
+    with pytest.raises(TransientError, match="tried again"):
+        kube.list("kubeflow.org/v1", "TFJob")
+    time.sleep(0.6)
+    with pytest.raises(LaunchError, match='cannot create resource "secrets"'):
+        kube.create(secret("one"))
+    with pytest.raises(LaunchError, match=r"no kind TFJob in kubeflow\.org/v1 here"):
+        kube.list("kubeflow.org/v1", "TFJob")
+
+
 def test_a_kind_that_is_no_longer_served_is_told_so(fake: FakeKubernetes, kube: Kube) -> None:
     assert kube.list("kubeflow.org/v1", "TFJob") == []
     fake.kinds = tuple(kind for kind in KINDS if kind.group != "kubeflow.org")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hpo_core.errors import LaunchError
-from hpo_core.kube import Changed, Kube, Listed, Watch, watching
+from hpo_core.kube import Changed, Kube, Listed, Watch, watching, wire
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_kubernetes.kinds import KINDS
 
@@ -26,6 +26,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubern
     monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
     monkeypatch.setattr(watching, "FIRST_WAIT_S", 0.02)
     monkeypatch.setattr(watching, "LONGEST_WAIT_S", 0.1)
+    monkeypatch.setattr(watching, "LONGEST_WISH_S", 0.1)
+    monkeypatch.setattr(wire, "SETTLE_S", 1.0)
     yield fake
     fake.close()
 
@@ -130,10 +132,7 @@ def test_after_changes_that_the_server_forgot_all_is_listed_anew(fake: FakeKuber
 
 
 @pytest.mark.parametrize("code", [429, 500, 503, 504])
-def test_a_server_that_is_not_well_is_waited_for(
-    fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    monkeypatch.setattr(watching, "LONGEST_WISH_S", 0.1)
+def test_a_server_that_is_not_well_is_waited_for(fake: FakeKubernetes, code: int) -> None:
     fake.refuse(2, code, verb="list")
     fake.refuse(3, code, verb="watch")
     add(fake, "one")
@@ -144,7 +143,8 @@ def test_a_server_that_is_not_well_is_waited_for(
     follower.stop()
 
 
-def test_a_server_that_wants_to_be_left_alone_is(fake: FakeKubernetes) -> None:
+def test_a_server_that_wants_to_be_left_alone_is(fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LONGEST_WISH_S", 60.0)
     fake.refuse(1, 429, verb="list", retryAfterSeconds=1.5)
     began = time.monotonic()
     follower = Follower(Kube.connect().watch("v1", "ConfigMap"))
@@ -197,6 +197,16 @@ def test_bookmarks_keep_a_silent_watch_from_falling_behind(fake: FakeKubernetes)
     assert follower.is_silent()
     assert not any(request.startswith("list") for request in fake.requests[before:])
     follower.stop()
+
+
+def test_a_server_that_allows_nothing_when_it_has_just_come_back_is_asked_again(
+    fake: FakeKubernetes, follower: Follower
+) -> None:
+    with fake.unreachable():
+        time.sleep(0.1)
+        fake.refuse(3, 403, message='User "me" cannot watch resource "configmaps"', verb="watch")
+        add(fake, "one")
+    assert follower.next() == ("ADDED", "one")
 
 
 def test_a_permission_that_is_taken_away_ends_it(fake: FakeKubernetes) -> None:
