@@ -217,12 +217,16 @@ class Stream:
         self._interruption.bound_silence(self._silence_s)
         begun()
         try:
-            while True:
-                with self._wire.breaking(self._request, self._interruption):
-                    piece = response.read1(PIECE_BYTES)
-                if not piece or self._interruption.is_asked:
-                    return
-                yield piece
+            with self._wire.breaking(self._request, self._interruption):
+                for piece in _arriving(response):
+                    if self._interruption.is_asked:
+                        return
+                    yield piece
         finally:
             self._interruption.let_go()
             response.close()
+
+
+def _arriving(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """Yield what has arrived, without waiting for more: in chunks, as streams come, or until the connection ends."""
+    return response.read_chunked(PIECE_BYTES) if response.chunked else iter(lambda: response.read1(PIECE_BYTES), b"")
