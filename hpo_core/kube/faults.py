@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 _WRITES = ("create", "patch")
 _LACKS_PERMISSION = re.compile(r'User "(?P<user>[^"]*)" cannot \S+ (resource|path) ')
 _REFUSES_OBJECT = re.compile(r"exceeded quota|admission|violates PodSecurity|because it is being terminated")
+_NO_TRUST = re.compile(r"certificate|WRONG_VERSION_NUMBER", re.IGNORECASE)
 
 
 class Refused(LaunchError):
@@ -133,7 +133,7 @@ def of_the_way(attempt: str, server: str, error: Exception) -> LaunchError | Tra
         server: The API server's address.
         error: What happened.
     """
-    if isinstance(error, urllib3.exceptions.SSLError) and not isinstance(error.args[0], ssl.SSLEOFError):
+    if isinstance(error, urllib3.exceptions.SSLError) and _NO_TRUST.search(str(error)):
         advice = "it does not speak TLS, or its certificate is not trusted; check the kubeconfig's server and authority"
         return LaunchError(f"{attempt} at {server}: {advice}: {error}")
     if isinstance(error, urllib3.exceptions.LocationParseError):

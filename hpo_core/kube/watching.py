@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import threading
 import time
@@ -119,6 +120,7 @@ class Watch:
         self._wire, self._list_all, self._reach = wire, list_all, reach
         self._version, self._request = "", Request("list", "", "")
         self._failures = self._relists = 0
+        self._begun_at = math.inf
         self._stopped = threading.Event()
         self._interruption = Interruption()
 
@@ -135,7 +137,7 @@ class Watch:
             self._reach.forget(self)
 
     def stop(self) -> None:
-        """End it, at once, whatever it is waiting for. Idempotent."""
+        """End it at once, or in a few seconds where it is just connecting. Idempotent."""
         self._stopped.set()
         self._interruption.ask()
 
@@ -169,7 +171,7 @@ class Watch:
         self._stopped.wait(max(random.uniform(0.5, 1.0) * longest_s, min(wished_s, LONGEST_WISH_S)))
 
     def _changes(self) -> Iterator[Changed]:
-        began = time.monotonic()
+        self._begun_at = math.inf
         try:
             for type_, document in self._events():
                 self._version = document["metadata"]["resourceVersion"]
@@ -179,8 +181,12 @@ class Watch:
         except NotServed as error:
             raise Gone(str(error)) from error  # to list tells for certain whether the kind is not served any more
         finally:
-            if time.monotonic() - began > HEALTHY_S:
+            if time.monotonic() - self._begun_at > HEALTHY_S:
                 self._failures = self._relists = 0
+
+    def _begun(self) -> None:
+        self._begun_at = time.monotonic()
+        self._reach.back(self)
 
     def _events(self) -> Iterator[tuple[str, Document]]:
         """Yield what the server sends over one connection, until it ends; a half line is left out: it comes again."""
@@ -194,7 +200,7 @@ class Watch:
         request = replace(self._request, verb="watch", query=query)
         stream = Stream(self._wire, request, begin_s=ANSWER_S, silence_s=SILENCE_S, interruption=self._interruption)
         rest = b""
-        for piece in stream.pieces(lambda: self._reach.back(self)):
+        for piece in stream.pieces(self._begun):
             *lines, rest = (rest + piece).split(b"\n")
             yield from (_event(request, line) for line in lines if line)
 

@@ -103,17 +103,17 @@ class Wire:
         Raises:
             HpoError: As `faults` translates what came instead.
         """
-        began = time.monotonic()
-        response = self._send(request, wait_s, interruption)
-        if response.status == 401:
-            response.close()
-            self._access.renew(began)
-            response = self._send(request, wait_s, interruption)
-        if 200 <= response.status < 300:
-            return response
-        with self.breaking(request, interruption):
-            body = response.data
-        raise self._error(request, Refusal.read(response.status, body, response.headers.get("Retry-After") or ""))
+        try:
+            response = self._admitted(request, wait_s, interruption)
+            if 200 <= response.status < 300:
+                return response
+            with self.breaking(request, interruption):
+                body = response.data
+            raise self._error(request, Refusal.read(response.status, body, response.headers.get("Retry-After") or ""))
+        except HpoError:
+            if interruption is not None:
+                interruption.let_go()
+            raise
 
     @contextlib.contextmanager
     def breaking(self, request: Request, interruption: Interruption | None) -> Iterator[None]:
@@ -139,6 +139,16 @@ class Wire:
         if now - self._troubled_at > SETTLE_S or not isinstance(error, LaunchError) or isinstance(error, Refused):
             return error
         return TransientError(f"{error} (the server was out of reach just now, so this is tried again)")
+
+    def _admitted(self, request: Request, wait_s: float, interruption: Interruption | None) -> urllib3.BaseHTTPResponse:
+        """Send a request; once more, with credentials that are read anew, when it does not take those we have."""
+        began = time.monotonic()
+        response = self._send(request, wait_s, interruption)
+        if response.status != 401:
+            return response
+        response.close()
+        self._access.renew(began)
+        return self._send(request, wait_s, interruption)
 
     def _send(self, request: Request, wait_s: float, interruption: Interruption | None) -> urllib3.BaseHTTPResponse:
         url = f"{self._access.host}{request.path}"
@@ -207,7 +217,7 @@ class Stream:
                 raise
 
     def close(self) -> None:
-        """End it, at once, whatever it is waiting for. Idempotent, and may be called before the beginning."""
+        """End it at once, or in seconds where it is just connecting. Idempotent; may come before the beginning."""
         self._interruption.ask()
 
     def _pieces(self, begun: Callable[[], None]) -> Iterator[bytes]:

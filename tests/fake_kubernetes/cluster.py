@@ -39,6 +39,8 @@ class FakeKubernetes:
         self.cut_after_s: float | None = None
         self.bookmark_s = 60.0
         self._lock = threading.Lock()
+        self._awake = threading.Event()
+        self._awake.set()
         self._refusals: list[tuple[str, Refusal]] = []
         self._denied: set[tuple[str, str]] = set()
         self._server = Server(self)
@@ -85,6 +87,15 @@ class FakeKubernetes:
             yield
         finally:
             self._server = Server(self, self.port)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Accept connections and answer nothing, and send nothing over those there are, until the end of the block."""
+        self._awake.clear()
+        try:
+            yield
+        finally:
+            self._awake.set()
 
     # --- a kubelet's hands
 
@@ -144,6 +155,10 @@ class FakeKubernetes:
         return self.set_status(JOB, name, {"conditions": [condition]}, namespace=namespace)
 
     # --- what the server asks
+
+    def wait(self) -> None:
+        """See `server.Cluster`."""
+        self._awake.wait()
 
     def enter(self, call: Call) -> None:
         """See `server.Cluster`."""

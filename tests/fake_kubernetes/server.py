@@ -29,6 +29,10 @@ class Cluster(Protocol):
     cut_after_s: float | None
     bookmark_s: float
 
+    def wait(self) -> None:
+        """Return when it is not paused."""
+        ...
+
     def enter(self, call: Call) -> None:
         """Note a request, or refuse it."""
         ...
@@ -88,6 +92,7 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         call = Call(self.command, self.path, body, dict(self.headers), self.cluster.kinds)
+        self.cluster.wait()
         try:
             self.cluster.enter(call)
             if call.subresource == "log":
@@ -216,6 +221,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.end_headers()
 
         def send(piece: bytes) -> None:
+            self.cluster.wait()
             if piece:
                 begin()
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))

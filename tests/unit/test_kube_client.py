@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo_core.errors import LaunchError, TransientError
+from hpo_core.errors import LaunchError, NotFound, TransientError
 from hpo_core.kube import Kube, client, wire
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_kubernetes.kinds import KINDS
@@ -199,6 +199,19 @@ def test_a_closed_log_leaves_the_connections_of_others_alone(fake: FakeKubernete
     assert list(log) == [b"one\n"]
     log.close()
     assert kube.list("v1", "Secret") == []
+
+
+def test_a_refused_log_leaves_the_connections_of_others_alone(fake: FakeKubernetes, kube: Kube) -> None:
+    fake.start_pod("talker")
+    refused = kube.pod_log("none", "main", follow=True)
+    with pytest.raises(NotFound, match="not found"):
+        list(refused)
+    fake.append_log("talker", b"one\n")
+    pieces = iter(kube.pod_log("talker", "main", follow=True))  # over the connection that the refusal came by
+    assert next(pieces) == b"one\n"
+    refused.close()
+    fake.append_log("talker", b"two\n")
+    assert next(pieces) == b"two\n"
 
 
 def test_connections_notice_a_peer_that_is_dead(kube: Kube) -> None:

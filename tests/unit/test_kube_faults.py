@@ -106,7 +106,17 @@ def test_an_answer_that_is_not_the_servers_is_told_in_one_line(body: bytes) -> N
         (urllib3.exceptions.ProtocolError("x"), TransientError, "the connection broke"),
         (ConnectionResetError(), TransientError, "the connection broke"),
         (urllib3.exceptions.SSLError(ssl.SSLEOFError()), TransientError, "the connection broke"),
-        (urllib3.exceptions.SSLError(ssl.SSLCertVerificationError()), LaunchError, "its certificate is not trusted"),
+        (urllib3.exceptions.SSLError(ssl.SSLError(1, "[SSL] internal error")), TransientError, "the connection broke"),
+        (
+            urllib3.exceptions.SSLError(ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]")),
+            LaunchError,
+            "does not speak TLS",
+        ),
+        (
+            urllib3.exceptions.SSLError(ssl.SSLCertVerificationError(1, "certificate verify failed")),
+            LaunchError,
+            "its certificate is not trusted",
+        ),
         (urllib3.exceptions.LocationParseError("http://["), LaunchError, "is no address"),
     ],
 )

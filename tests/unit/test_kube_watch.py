@@ -16,6 +16,7 @@ from hpo_core.errors import LaunchError
 from hpo_core.kube import Changed, Kube, Listed, Watch, watching, wire
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_kubernetes.kinds import KINDS
+from tests.fake_kubernetes.server import Call
 
 SOON_S = 10.0
 
@@ -131,6 +132,28 @@ def test_after_changes_that_the_server_forgot_all_is_listed_anew(fake: FakeKuber
     assert follower.next() == ("ADDED", "three")
 
 
+def test_what_the_server_forgot_is_listed_at_once_however_long_it_was_away(
+    fake: FakeKubernetes, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six failures have made the waits longer than 0.02 * 2**6 / 2 = 0.64 s; that it answers makes them short."""
+    monkeypatch.setattr(watching, "LONGEST_WAIT_S", 60.0)
+    asked: list[tuple[str, float]] = []
+    enter = fake.enter
+
+    def note(call: Call) -> None:
+        asked.append((call.verb, time.monotonic()))
+        enter(call)
+
+    monkeypatch.setattr(fake, "enter", note)
+    fake.refuse(6, 503, verb="watch")
+    with fake.unreachable():
+        fake.objects.compact()
+    assert follower.next() == []
+    (_, forgotten_at), (verb, listed_at) = asked[-3:-1] if asked[-1][0] == "watch" else asked[-2:]
+    assert verb == "list"
+    assert listed_at - forgotten_at < 0.5
+
+
 @pytest.mark.parametrize("code", [429, 500, 503, 504])
 def test_a_server_that_is_not_well_is_waited_for(fake: FakeKubernetes, code: int) -> None:
     fake.refuse(2, code, verb="list")
@@ -151,6 +174,25 @@ def test_a_server_that_wants_to_be_left_alone_is(fake: FakeKubernetes, monkeypat
     assert follower.next() == []
     assert time.monotonic() - began >= 1.5
     follower.stop()
+
+
+def test_a_server_that_hangs_is_told_and_waited_for(
+    fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "hpo_core.kube")
+    for name, seconds in {"ANSWER_S": 0.3, "SILENCE_S": 0.3, "HEALTHY_S": 0.1}.items():
+        monkeypatch.setattr(watching, name, seconds)
+    fake.bookmark_s = 0.05
+    follower = Follower(Kube.connect().watch("v1", "ConfigMap"))
+    assert follower.next() == []
+    until_watching(fake)
+    with fake.paused():
+        add(fake, "one")
+        time.sleep(1.5)
+    assert follower.next() == ("ADDED", "one")
+    assert follower.is_silent()
+    follower.stop()
+    assert [message.split()[0] for message in caplog.messages] == ["cluster.unreachable", "cluster.reachable"]
 
 
 def test_an_outage_is_told_once_and_its_end_once_however_many_watch(
