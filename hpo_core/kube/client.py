@@ -187,7 +187,8 @@ class Kube:
 
         Iterating raises NotFound when there is no such pod, and TransientError while the container has not started,
         when the connection broke, and after ten silent minutes. It ends when the container has, or without `follow`
-        when all has been given that was there.
+        when all has been given that was there; that of a pod which has no node yet is empty and ends at once. Where a
+        container prints faster than it is read, what the kubelet has rotated away is left out without a word.
 
         Args:
             pod: The pod's name.

@@ -437,3 +437,39 @@ def test_a_pod_is_known_by_its_service_account(real: RealSite, tmp_path: Path, m
     (tmp_path / "token").write_text(real.service_account)
     with pytest.raises(LaunchError, match=f'User "system:serviceaccount:{inside.namespace}:default" cannot list'):
         inside.list("v1", "Pod")
+
+
+@pytest.mark.e2e
+def test_a_custom_kind_comes_and_goes_with_its_definition(real: RealSite) -> None:
+    """Before it is there it is not served; its objects are listed and watched like any; its end ends the watch."""
+    kube, group = real.kube, f"{real.kube.namespace}.example"
+    version = f"{group}/v1"
+    with pytest.raises(LaunchError, match=f"no kind Thing in {version} here"):
+        kube.list(version, "Thing")
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    served = {"name": "v1", "served": True, "storage": True, "schema": schema, "subresources": {"status": {}}}
+    spec = {"group": group, "scope": "Namespaced", "versions": [served], "names": {"plural": "things", "kind": "Thing"}}
+    definition = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+    kube.create({**definition, "metadata": {"name": f"things.{group}"}, "spec": spec})
+    try:
+        until(lambda: is_served(kube, version, "Thing"))
+        thing = {"apiVersion": version, "kind": "Thing", "metadata": {"name": "one"}, "spec": {"of": "mine"}}
+        watch = kube.watch(version, "Thing")
+        changes = iter(watch)
+        assert next(changes) == Listed(())
+        created = kube.create(thing)
+        assert next(changes) == Changed("ADDED", created)
+        assert kube.list(version, "Thing") == [created]
+        assert "status" not in kube.patch(version, "Thing", "one", {"status": {"phase": "Running"}})
+    finally:
+        kube.delete(definition["apiVersion"], definition["kind"], f"things.{group}")
+    with pytest.raises(LaunchError, match=f"no kind Thing in {version} here"):
+        list(changes)
+
+
+def is_served(kube: Kube, api_version: str, kind: str) -> bool:
+    try:
+        kube.list(api_version, kind)
+    except (LaunchError, TransientError):
+        return False
+    return True
