@@ -6,24 +6,36 @@ added, so that a user sees all of it at once and before anything is started.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpo_core import metrics, search
 from hpo_core.errors import Problem, SpecError
 from hpo_core.experiment import Draft, Experiment, read_draft
 from hpo_core.launch import command
+from hpo_core.launch.cluster import check as cluster
 
-BACKENDS = ("auto", "local")
-"""Where trials can run; `auto` is the one that fits the place."""
+AUTO, LOCAL, KUBERNETES = "auto", "local", "kubernetes"
+BACKENDS = (AUTO, LOCAL, KUBERNETES)
+"""Where trials can run; `auto` is the cluster in a pod, and this machine elsewhere."""
 
 
-def lint(text: str, *, image: str = "", namespace: str = "") -> Draft:
+def resolve_backend(backend: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the backend that is meant."""
+    if backend != AUTO:
+        return backend
+    return KUBERNETES if "KUBERNETES_SERVICE_HOST" in environment else LOCAL
+
+
+def lint(text: str, *, image: str = "", namespace: str = "", backend: str = AUTO) -> Draft:
     """Look at an Experiment document from every side.
 
     Args:
         text: The document.
         image: Put into every container that shows the primary container's image; "" leaves them alone.
         namespace: Used instead of the document's; "" leaves it alone.
+        backend: Where it is to run, one of BACKENDS.
 
     Returns:
         The draft; `findings` holds all problems and warnings.
@@ -34,7 +46,10 @@ def lint(text: str, *, image: str = "", namespace: str = "") -> Draft:
     draft = read_draft(text, image=image, namespace=namespace)
     search.check(draft)
     metrics.check(draft)
-    command.check(draft)
+    if resolve_backend(backend) == LOCAL:
+        command.check(draft)
+    else:
+        cluster.check(draft)
     return draft
 
 

@@ -296,7 +296,9 @@ def _text(arguments: argparse.Namespace) -> str:
 
 
 def _draft(arguments: argparse.Namespace) -> Draft:
-    return linting.lint(_text(arguments), image=arguments.image, namespace=arguments.namespace)
+    return linting.lint(
+        _text(arguments), image=arguments.image, namespace=arguments.namespace, backend=arguments.backend
+    )
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
@@ -314,7 +316,7 @@ def _told_experiment(arguments: argparse.Namespace) -> Experiment:
 
 def _place(arguments: argparse.Namespace) -> Place:
     file = getattr(arguments, "file", "-")
-    return Place.of(arguments.store, Path() if file == "-" else Path(file).absolute().parent)
+    return Place.of(arguments.store, Path() if file == "-" else Path(file).absolute().parent, arguments.backend)
 
 
 def _store(arguments: argparse.Namespace) -> tuple[ExperimentStore, Place]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 
+from hpo_core import gjson
 from hpo_core.experiment.document import Node, as_node, near_miss
 from hpo_core.experiment.model import TrialParameter, TrialTemplate, pod_templates
 from hpo_core.space import ParameterSpec
@@ -75,6 +76,10 @@ def read_template(spec: Node, parameters: tuple[ParameterSpec, ...]) -> TrialTem
         failure_condition=node.text("failureCondition") or failure,
         primary_pod_labels={str(k): str(v) for k, v in labels.value.items()} if labels else {},
     )
+    for name in ("successCondition", "failureCondition"):
+        wrong = gjson.check(node.text(name))
+        if wrong and node.text(name):
+            node.findings.problem(node.at(name), wrong)
     _check_template(template, node)
     _check_references(template, parameters, spec)
     return template

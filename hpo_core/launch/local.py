@@ -139,6 +139,13 @@ class LocalLauncher:
         with contextlib.suppress(OSError):
             self._scratch.rmdir()  # the last one takes the folder with it
 
+    def close(self) -> None:
+        """Follow nothing any more; what runs goes on."""
+        for pidfd in self._by_pidfd:
+            os.close(pidfd)
+        self._by_pidfd.clear()
+        self._watched.clear()
+
     def sweep(self) -> None:
         """End every workload that anybody has started in this scratch folder, and remove all that it left behind."""
         for folder in sorted(self._scratch.glob("*/")):

@@ -49,7 +49,7 @@ def launch(experiment: Experiment, place: Place, *, run_id: str = "") -> Handle:
     if run_id:
         experiment = experiment.renamed(run_id)
     start_tuner(experiment, place)
-    return Handle(experiment.namespace, experiment.name, place.uri, "local", experiment.spec_hash, run_id)
+    return Handle(experiment.namespace, experiment.name, place.uri, place.backend, experiment.spec_hash, run_id)
 
 
 def start_tuner(experiment: Experiment, place: Place) -> None:
@@ -146,7 +146,7 @@ def main() -> int:
     place = Place(**order["place"])
     with _answering() as answer, Interruption() as interruption:
         try:
-            experiment = lint(order["document"], namespace=order["namespace"]).experiment()
+            experiment = lint(order["document"], namespace=order["namespace"], backend=place.backend).experiment()
             run_experiment(
                 experiment,
                 place,

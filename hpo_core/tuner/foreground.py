@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core import images, loop
+from hpo_core.errors import Problem, SpecError
 from hpo_core.experiment import Experiment
-from hpo_core.launch import Launcher
+from hpo_core.lint import LOCAL
+from hpo_core.objects import folder_of
 from hpo_core.publish import Publisher, publish_report, read_status
 from hpo_core.search import make_search
 from hpo_core.status import Progress
@@ -43,27 +46,38 @@ def run_experiment(
         Conflict: Another process is running it, or has taken it over while this one was paused.
         StoreError, LaunchError, TransientError: Our own work failed; it can be resumed.
     """
-    images.find_local_image(experiment.template.primary_image, place.images_root)
+    if place.backend == LOCAL:
+        images.find_local_image(experiment.template.primary_image, place.images_root)
+    elif folder_of(place.uri) is not None:
+        raise SpecError(
+            [
+                Problem(
+                    "--store",
+                    f"{place.uri} is a folder of this machine: trials in a cluster need "
+                    "s3://BUCKET/PREFIX, which their tuner can reach from wherever it runs",
+                )
+            ]
+        )
     clock = loop.SystemClock()
     store = place.store(experiment.namespace, experiment.name)
-    site = place.launcher(experiment, parallel=1).site
+    site = place.launcher(experiment, parallel=1).site if place.backend == LOCAL else ""
     with store.lease(describe_owner(TUNING, site)), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
         there = launched_place(store, place)
         given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
-        told = {"directory": there.directory, "given": given or experiment.budgets}
+        told = {"directory": there.directory, "backend": there.backend, "given": given or experiment.budgets}
         store.save_derived("launch.json", json.dumps(told))
-        launcher = there.launcher(accepted, parallel=accepted.parallel_trial_count)
-        run = loop.Run(accepted, store, launcher, make_search(accepted), clock=clock, should_stop=should_stop)
-        publisher.write(run.snapshot())
-        ready(accepted)
+        with contextlib.closing(there.launcher(accepted, parallel=accepted.parallel_trial_count)) as launcher:
+            run = loop.Run(accepted, store, launcher, make_search(accepted), clock=clock, should_stop=should_stop)
+            publisher.write(run.snapshot())
+            ready(accepted)
 
-        def after_turn(job: loop.Run, changed: bool) -> None:
-            publisher.offer(job, changed)
-            if changed:
-                show(job.progress())
+            def after_turn(job: loop.Run, changed: bool) -> None:
+                publisher.offer(job, changed)
+                if changed:
+                    show(job.progress())
 
-        final = loop.run(run, after_turn)
+            final = loop.run(run, after_turn)
         publisher.publish(final)
     return final
 
@@ -97,7 +111,7 @@ def retrain(
         Conflict: The experiment is being run or retrained by another process.
     """
     experiment = store.load()
-    launcher: Launcher = launched_place(store, place).launcher(experiment, parallel=1)
+    launcher = launched_place(store, place).launcher(experiment, parallel=1)
     requests_at = 0.0
 
     def stop_asked() -> bool:
@@ -109,7 +123,7 @@ def retrain(
         requests_at = time.monotonic() + loop.INBOX_S
         return any(request.kind == STOP for request in store.inbox.requests())
 
-    with store.lease(describe_owner(RETRAINING, launcher.site)):
+    with contextlib.closing(launcher), store.lease(describe_owner(RETRAINING, launcher.site)):
         done = loop.retrain(experiment, values, store, launcher, should_stop=stop_asked, model_dir=model_dir, show=show)
         seen = read_status(store)
         if seen is not None:
@@ -125,7 +139,7 @@ def delete(store: ExperimentStore, place: Place) -> None:
         Conflict: It is being run or retrained.
     """
     experiment = store.load()
-    launcher = place.launcher(experiment, parallel=1)
+    launcher = launched_place(store, place).launcher(experiment, parallel=1)
     with store.lease(describe_owner(DELETING, launcher.site)):
         launcher.sweep()
         store.delete()

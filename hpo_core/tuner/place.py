@@ -8,15 +8,20 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpo_core import images
 from hpo_core.errors import Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.launch.local import LocalLauncher
+from hpo_core.lint import AUTO, KUBERNETES, LOCAL, resolve_backend
 from hpo_core.objects import RecordStore, folder_of, open_objects
 from hpo_core.store import ExperimentStore
+
+if TYPE_CHECKING:
+    from hpo_core.launch.cluster.launcher import ClusterLauncher
 
 
 @dataclass(frozen=True)
@@ -25,17 +30,19 @@ class Place:
 
     Attributes:
         uri: The store's address, absolute.
-        directory: Working directory of trials whose image is no local image, absolute.
+        directory: Working directory of local trials whose image is no local image, absolute.
+        backend: Where trials run, `local` or `kubernetes`.
     """
 
     uri: str
     directory: str
+    backend: str = LOCAL
 
     @classmethod
-    def of(cls, store: str, directory: str | Path = ".") -> Place:
+    def of(cls, store: str, directory: str | Path = ".", backend: str = AUTO) -> Place:
         """Make the place of a store's address as a user gave it."""
         uri = store if "://" in store else str(Path(store).absolute())
-        return cls(uri, str(Path(directory).absolute()))
+        return cls(uri, str(Path(directory).absolute()), resolve_backend(backend))
 
     @functools.cached_property
     def objects(self) -> RecordStore:
@@ -72,8 +79,18 @@ class Place:
         """Where a background tuner writes what it has to say."""
         return self.home / namespace / name / "tuner.log"
 
-    def launcher(self, experiment: Experiment, *, parallel: int) -> LocalLauncher:
-        """A launcher that finds again what an earlier one started for this experiment."""
+    def launcher(self, experiment: Experiment, *, parallel: int) -> LocalLauncher | ClusterLauncher:
+        """A launcher that finds again what an earlier one started for this experiment.
+
+        Raises:
+            LaunchError: No cluster is known here.
+        """
+        if self.backend == KUBERNETES:
+            # Imported here: the Kubernetes client is dear, and local trials need none.
+            from hpo_core.kube import Kube
+            from hpo_core.launch.cluster.launcher import ClusterLauncher
+
+            return ClusterLauncher(Kube.connect(namespace=experiment.namespace), experiment)
         return LocalLauncher(
             self.home / ".scratch" / experiment.uid,
             images_root=self.images_root,
@@ -112,9 +129,10 @@ class Handle:
 
 
 def launched_place(store: ExperimentStore, place: Place) -> Place:
-    """Return the place with the directory that the experiment was first launched in, if that is still there."""
-    directory = store.derived_json("launch.json").get("directory")
-    return Place(place.uri, directory) if isinstance(directory, str) and Path(directory).is_dir() else place
+    """Return the place as the experiment was first launched: its backend, and its directory if that is still there."""
+    told = store.derived_json("launch.json")
+    directory, backend = str(told.get("directory") or ""), str(told.get("backend") or place.backend)
+    return replace(place, directory=directory if Path(directory).is_dir() else place.directory, backend=backend)
 
 
 def _state_folder() -> Path:

@@ -52,7 +52,8 @@ def run_twelve(folder: Path) -> None:
     began = time.time()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wall_s = time.time() - began
-    records = [json.loads(path.read_text()) for path in sorted((folder / "store/default/overhead/trials").glob("*.json"))]
+    trials = folder / "store/default/overhead/trials"
+    records = [json.loads(path.read_text()) for path in sorted(trials.glob("*.json"))]
     spans = sorted((_seconds(r["started"]), _seconds(r["completed"])) for r in records)
     ideal_s = sum(end - start for start, end in spans) / 3
     inner_s = max(end for _, end in spans) - min(_seconds(record["created"]) for record in records)

@@ -18,7 +18,7 @@ import pytest
 from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
 from hpo_core.launch import Job
-from hpo_core.launch.cluster import ClusterLauncher
+from hpo_core.launch.cluster.launcher import ClusterLauncher
 from hpo_core.manifest import LABEL_EXPERIMENT, LABEL_TRIAL, LABEL_UID
 from tests.contracts.launcher_suite import Workload, process_job
 from tests.experiments import make_experiment, parameter

@@ -73,7 +73,7 @@ def main() -> None:
     file, store, calls = sys.argv[1:]
     place = Place.of(store, Path(file).parent)
     fuse = Fuse(int(calls))
-    run_experiment(load_experiment(file), FusedPlace(place.uri, place.directory, fuse))
+    run_experiment(load_experiment(file), FusedPlace(place.uri, place.directory, fuse=fuse))
     print(fuse.count)
 
 
