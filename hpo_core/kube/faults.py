@@ -12,7 +12,7 @@ import urllib3
 
 from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, TransientError
 
-GRANT = "`kubectl apply -k manifests/base` grants what is needed"
+GRANT = "`kubectl apply -k manifests/base` grants what is needed; docs/kubernetes.md tells it for every kind of trial"
 WAIT_S = 1.0
 """When to try again where the server does not say."""
 
