@@ -12,7 +12,7 @@ import yaml
 
 from hpo_core import __version__
 from hpo_core.kube import Resource
-from hpo_core.launch.cluster.permissions import LAUNCHING, needed
+from hpo_core.launch.cluster.permissions import HELPFUL, LAUNCHING, needed
 from hpo_core.objects.settings import S3Settings
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ KUSTOMIZATIONS = sorted(MANIFESTS.rglob("kustomization.yaml"))
 WORKLOADS = {"create", "get", "list", "watch", "patch", "delete", "deletecollection"}
 BASE = {
     ("batch", "jobs"): WORKLOADS,
-    ("", "pods"): {"list", "watch"},
+    ("", "pods"): {"list", "watch", "delete"},
     ("", "pods/log"): {"get"},
     ("", "events"): {"list", "watch"},
     ("", "configmaps"): {"create", "get", "patch", "delete", "deletecollection"},
@@ -62,10 +62,10 @@ def test_a_role_grants_what_is_listed_here_and_nothing_else(folder: str, expecte
     assert granted(MANIFESTS / folder) == expected
 
 
-def test_the_base_grants_what_a_tuner_asks_for_and_nothing_else() -> None:
+def test_the_base_grants_what_tuning_and_launching_take_and_nothing_else() -> None:
     jobs = Resource("batch/v1", "Job", "jobs", namespaced=True, verbs=frozenset())
     wishes: Granted = {}
-    for wish in (*needed(jobs), *LAUNCHING):
+    for wish in (*needed(jobs), *LAUNCHING, *HELPFUL):
         what = f"{wish.resource}/{wish.subresource}" if wish.subresource else wish.resource
         wishes.setdefault((wish.group, what), set()).add(wish.verb)
     assert granted(MANIFESTS / "base") == wishes

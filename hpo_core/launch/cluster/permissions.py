@@ -60,6 +60,8 @@ LAUNCHING = (
     Wish("list", "events"),
 )
 """What starts a tuner as a Job, tells why it does not come up, and removes it."""
+HELPFUL = (Wish("delete", "pods"),)
+"""What is done without where it is not allowed: a trial that is stopped then ends with its sidecar's grace, later."""
 
 
 def needed(workload: Resource) -> tuple[Wish, ...]:
