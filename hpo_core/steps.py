@@ -158,10 +158,11 @@ def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", stor
     """
     experiment = lint(_as_given(experiment_yaml), namespace=namespace).experiment()
     experiment = experiment.renamed(run_id) if run_id else experiment
-    records = _place(store).store(experiment.namespace, experiment.name)
+    place = _place(store)
+    records = place.store(experiment.namespace, experiment.name)
     if not tuner.request_stop(records, by="cleanup_experiment"):
         return f"the experiment {experiment.name} was not running"
-    tuner.wait_for_stop(records)
+    tuner.wait_for_stop(records, place)
     return f"the experiment {experiment.name} was suspended"
 
 

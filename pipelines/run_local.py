@@ -101,7 +101,7 @@ def _leave(stores: list[ExperimentStore], place: Place) -> int:
     print("\n\ninterrupted")
     for store in stores:
         request_stop(store, by="run_local")
-        seen = wait_for_stop(store)
+        seen = wait_for_stop(store, place)
         stands = seen.verdict.message if seen else "it had not begun"
         print(f"{store.name}: {stands}; nothing of it is left running. To go on:")
         print(f"{_command()} run {store.uri}/experiment.yaml --store {place.uri}")

@@ -93,6 +93,17 @@ def _add_tuner_commands(adder: argparse._SubParsersAction[argparse.ArgumentParse
     for command in (run, launch):
         _add_file(command)
         _add_place(command)
+    cluster = launch.add_argument_group("the tuner's pod, with --backend kubernetes")
+    cluster.add_argument("--tuner-image", default="", metavar="REF", help="the engine's image, or $HPO_IMAGE")
+    cluster.add_argument(
+        "--service-account", default="", metavar="NAME", help="whose permissions it has, hpo-tuner by default"
+    )
+    cluster.add_argument(
+        "--tuner-pod",
+        default="",
+        metavar="FILE",
+        help="YAML with fields of its pod's spec: resources, priorityClassName, imagePullSecrets, nodeSelector …",
+    )
     wait = _command(
         adder,
         "wait",

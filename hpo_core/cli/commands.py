@@ -7,8 +7,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from hpo_core import lint as linting
 from hpo_core import manifest, search, tuner
@@ -114,7 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def launch(arguments: argparse.Namespace) -> int:
     """Start an experiment in the background."""
-    handle = tuner.launch(_told_experiment(arguments), _place(arguments))
+    place = replace(_place(arguments), pod=_tuner_pod(arguments))
+    handle = tuner.launch(_told_experiment(arguments), place)
     print(f"experiment {handle.name} runs in the namespace {handle.namespace}; `hpo wait {handle.name}` shows it")
     return 0
 
@@ -136,13 +138,13 @@ def wait(arguments: argparse.Namespace) -> int:
 
 def stop(arguments: argparse.Namespace) -> int:
     """Suspend an experiment and wait until it is, or end one of its trials."""
-    store, _ = _store(arguments)
+    store, place = _store(arguments)
     if arguments.trial:
         return _stop_trial(store, arguments.trial)
     if not tuner.request_stop(store, by="hpo stop"):
         print(f"{store.name} is not running, so there is nothing to stop")
         return 0
-    stopped = tuner.wait_for_stop(store)
+    stopped = tuner.wait_for_stop(store, place)
     print(f"{store.name}: {stopped.verdict.message}" if stopped else f"{store.name} was stopped")
     return 0
 
@@ -317,6 +319,19 @@ def _told_experiment(arguments: argparse.Namespace) -> Experiment:
 def _place(arguments: argparse.Namespace) -> Place:
     file = getattr(arguments, "file", "-")
     return Place.of(arguments.store, Path() if file == "-" else Path(file).absolute().parent, arguments.backend)
+
+
+def _tuner_pod(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the pod of a tuner in a cluster is to be; what is not given is absent."""
+    given = {"image": arguments.tuner_image, "service_account": arguments.service_account}
+    pod: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if arguments.tuner_pod:
+        fields = parse_yaml(linting.read_text(arguments.tuner_pod))
+        if not isinstance(fields, dict):
+            message = "must be a mapping of fields of a pod's spec, such as priorityClassName and resources"
+            raise SpecError([Problem(arguments.tuner_pod, message)])
+        pod["fields"] = fields
+    return pod
 
 
 def _store(arguments: argparse.Namespace) -> tuple[ExperimentStore, Place]:

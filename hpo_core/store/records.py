@@ -213,8 +213,17 @@ class ExperimentStore:
                 self.objects.put(f"{self._prefix}models/{label}/{path.relative_to(folder).as_posix()}", path)
 
     def outputs(self, label: str) -> list[str]:
-        """Return the keys of what was kept of a workload's output."""
-        return self.objects.list(f"{self._prefix}models/{label}/")
+        """Return the keys of what was kept of a workload's output; for `retrain`, of the last that ended well."""
+        place = self.derived_json("retrain.json").get("output") or label if label == "retrain" else label
+        return self.objects.list(f"{self._prefix}models/{place}/")
+
+    def fetch_output(self, label: str, folder: Path) -> None:
+        """Copy what was kept of a workload's output into a folder; each file is read into memory once."""
+        prefix = f"{self._prefix}models/{label}/"
+        for key in self.objects.list(prefix):
+            target = folder / key.removeprefix(prefix)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.objects.get(key).data)
 
     def output_labels(self) -> list[str]:
         """Return the labels of all workloads whose output, or a part of it, is kept; sorted."""
@@ -223,7 +232,7 @@ class ExperimentStore:
 
     def delete_output(self, label: str) -> None:
         """Remove what was kept of a workload's output."""
-        together(self.objects.delete, self.outputs(label))
+        together(self.objects.delete, self.objects.list(f"{self._prefix}models/{label}/"))
 
     def save_derived(self, name: str, content: str) -> None:
         """Write a derived document, such as `status.json`; nobody may rely on it for a decision about trials."""
@@ -263,7 +272,7 @@ class ExperimentStore:
         earlier = self.inbox.requests()
         lock = self.objects.lock(self._prefix + "lease", owner)
         if lock is None:
-            raise Conflict(f"the experiment {self.name!r} is being {self._describe_holder()}")
+            raise self.refusal()
         self._lock, self._writer = lock, secrets.token_hex(4)
         try:
             # Whoever starts an experiment means it; a request that comes from now on meets a writer.
@@ -307,11 +316,12 @@ class ExperimentStore:
         self.objects.delete(document)
         self.objects.delete(lease)
 
-    def _describe_holder(self) -> str:
+    def refusal(self) -> Conflict:
+        """Say who the writer is, to whoever would have liked to be it."""
         holder = self.holder()
         doing = {RETRAINING: "retrained", DELETING: "deleted", EDITING: "edited"}.get(holder.get("purpose", ""), "run")
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        return f"{doing} by {who}; `hpo stop {self.name}` stops it"
+        return Conflict(f"the experiment {self.name!r} is being {doing} by {who}; `hpo stop {self.name}` stops it")
 
     def _trial_key(self, number: int) -> str:
         return f"{self._prefix}trials/{number:05d}.json"

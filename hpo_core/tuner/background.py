@@ -12,20 +12,27 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment, dump_yaml
-from hpo_core.lint import lint
+from hpo_core.lint import LOCAL, lint
+from hpo_core.objects.lease import LEASE_S
 from hpo_core.store import TUNING, ExperimentStore
-from hpo_core.tuner.foreground import run_experiment
+from hpo_core.tuner.foreground import check_store, run_experiment
 from hpo_core.tuner.interruption import Interruption
 from hpo_core.tuner.place import Handle, Place
 
 READY_S = 60.0
 """How long a new tuner may take to say that it holds the lease."""
+
+LAST_WORD = Path("/dev/termination-log")
+REFUSED = 2
+"""Exit code of a tuner in a pod that would be refused again, however often its Job tried."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +60,30 @@ def launch(experiment: Experiment, place: Place, *, run_id: str = "") -> Handle:
 
 
 def start_tuner(experiment: Experiment, place: Place) -> None:
-    """Start a tuner process, unless one runs this very experiment, and wait for its word."""
+    """Start a tuner, unless one runs this very experiment, and wait for its word.
+
+    Raises:
+        SpecError, Conflict, LaunchError, StoreError: As `launch`.
+    """
     store = place.store(experiment.namespace, experiment.name)
-    log = place.tuner_log(experiment.namespace, experiment.name)
     order = {"document": dump_yaml(experiment.document), "place": asdict(place), "namespace": experiment.namespace}
+    if place.backend == LOCAL:
+        _start_process(experiment, place, order, store)
+        return
+    check_store(place)
+    if store.is_held():
+        if not _runs_the_same(store, experiment):
+            raise store.refusal()
+        return
+    # Imported here: the Kubernetes client is dear, and local tuners need none.
+    from hpo_core.tuner import cluster_job
+
+    cluster_job.start(place.kube(experiment), experiment, order, store, cluster_job.TunerPod(**place.pod))
+
+
+def _start_process(experiment: Experiment, place: Place, order: Mapping[str, Any], store: ExperimentStore) -> None:
+    """Start a tuner process, and wait for its word."""
+    log = place.tuner_log(experiment.namespace, experiment.name)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors, tempfile.TemporaryFile() as told:
@@ -139,9 +166,14 @@ def _answering() -> Iterator[Callable[[Mapping[str, str]], None]]:
     yield answer
 
 
-def main() -> int:
-    """Be the background tuner: take an order from stdin, answer with one line, run to the end."""
+def main(arguments: Sequence[str]) -> int:
+    """Be the background tuner: take an order from stdin, answer with one line, run to the end.
+
+    In a cluster the order is in the file that is named, and the answer of one who is refused is the pod's last word.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if arguments:
+        return _tune_in_pod(Path(arguments[0]))
     order = json.load(sys.stdin)
     place = Place(**order["place"])
     with _answering() as answer, Interruption() as interruption:
@@ -158,3 +190,30 @@ def main() -> int:
             _log.error("tuner.failed reason=%s", error)
             return 1
     return 0
+
+
+def _tune_in_pod(order_file: Path) -> int:
+    """Run an order in a pod of the tuner's Job; returns the exit code by which the Job knows whether to try again."""
+    order = json.loads(order_file.read_text())
+    place = Place(**order["place"])
+    with Interruption() as interruption:
+        try:
+            experiment = lint(order["document"], namespace=order["namespace"], backend=place.backend).experiment()
+            _await_lease(place.store(experiment.namespace, experiment.name), lambda: interruption.requested)
+            run_experiment(experiment, place, should_stop=lambda: interruption.requested)
+        except (SpecError, Conflict) as error:
+            with contextlib.suppress(OSError):
+                LAST_WORD.write_text(str(error))
+            _log.error("tuner.refused reason=%s", error)
+            return REFUSED
+        except HpoError as error:
+            _log.error("tuner.failed reason=%s", error)
+            return 1
+    return 0
+
+
+def _await_lease(store: ExperimentStore, should_stop: Callable[[], bool]) -> None:
+    """Wait while the lease of a pod that has died runs out; who lives on renews it, and is left alone after that."""
+    until = time.monotonic() + 2 * LEASE_S
+    while store.is_held() and time.monotonic() < until and not should_stop():
+        time.sleep(store.objects.poll_s)

@@ -14,7 +14,7 @@ from typing import Any
 from hpo_core import images, loop
 from hpo_core.errors import Problem, SpecError
 from hpo_core.experiment import Experiment
-from hpo_core.lint import LOCAL
+from hpo_core.lint import KUBERNETES, LOCAL
 from hpo_core.objects import folder_of
 from hpo_core.publish import Publisher, publish_report, read_status
 from hpo_core.search import make_search
@@ -46,26 +46,22 @@ def run_experiment(
         Conflict: Another process is running it, or has taken it over while this one was paused.
         StoreError, LaunchError, TransientError: Our own work failed; it can be resumed.
     """
-    if place.backend == LOCAL:
-        images.find_local_image(experiment.template.primary_image, place.images_root)
-    elif folder_of(place.uri) is not None:
-        raise SpecError(
-            [
-                Problem(
-                    "--store",
-                    f"{place.uri} is a folder of this machine: trials in a cluster need "
-                    "s3://BUCKET/PREFIX, which their tuner can reach from wherever it runs",
-                )
-            ]
-        )
     clock = loop.SystemClock()
     store = place.store(experiment.namespace, experiment.name)
-    site = place.launcher(experiment, parallel=1).site if place.backend == LOCAL else ""
+    there = launched_place(store, place)
+    check_store(there)
+    if there.backend == LOCAL:
+        images.find_local_image(experiment.template.primary_image, there.images_root)
+    site = there.launcher(experiment, parallel=1).site if there.backend == LOCAL else ""
     with store.lease(describe_owner(TUNING, site)), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
-        there = launched_place(store, place)
         given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
-        told = {"directory": there.directory, "backend": there.backend, "given": given or experiment.budgets}
+        told = {
+            "directory": there.directory,
+            "backend": there.backend,
+            "pod": there.pod,
+            "given": given or experiment.budgets,
+        }
         store.save_derived("launch.json", json.dumps(told))
         with contextlib.closing(there.launcher(accepted, parallel=accepted.parallel_trial_count)) as launcher:
             run = loop.Run(accepted, store, launcher, make_search(accepted), clock=clock, should_stop=should_stop)
@@ -80,6 +76,17 @@ def run_experiment(
             final = loop.run(run, after_turn)
         publisher.publish(final)
     return final
+
+
+def check_store(place: Place) -> None:
+    """Make sure that an experiment's tuner can reach its store from wherever it runs.
+
+    Raises:
+        SpecError: It is a folder of this machine, and trials run in a cluster.
+    """
+    if place.backend != LOCAL and folder_of(place.uri) is not None:
+        message = f"{place.uri} is a folder of this machine; for trials in a cluster give s3://BUCKET/PREFIX"
+        raise SpecError([Problem("--store", message)])
 
 
 def run(experiment: Experiment, store: str = "./.hpo", directory: str | Path = ".") -> loop.Snapshot:
@@ -139,10 +146,20 @@ def delete(store: ExperimentStore, place: Place) -> None:
         Conflict: It is being run or retrained.
     """
     experiment = store.load()
-    launcher = launched_place(store, place).launcher(experiment, parallel=1)
+    there = launched_place(store, place)
+    launcher = there.launcher(experiment, parallel=1)
     with store.lease(describe_owner(DELETING, launcher.site)):
         launcher.sweep()
+        remove_tuner(experiment, there)
         store.delete()
+
+
+def remove_tuner(experiment: Experiment, place: Place) -> None:
+    """Remove what a tuner that has ended has left in a cluster: its Job, its pods, its order. Idempotent."""
+    if place.backend == KUBERNETES:
+        from hpo_core.tuner import cluster_job
+
+        cluster_job.remove(place.kube(experiment), experiment)
 
 
 def _is_record(experiment: Experiment, accepted: Experiment) -> bool:

@@ -14,7 +14,7 @@ from hpo_core.publish import Published, read_status
 from hpo_core.status import RUNNING, ExperimentCondition, Progress, Tally, judge
 from hpo_core.store import EDIT, EDITING, STOP, STOP_TRIAL, ExperimentStore, Request
 from hpo_core.tuner.background import last_words, start_tuner
-from hpo_core.tuner.foreground import describe_owner
+from hpo_core.tuner.foreground import describe_owner, remove_tuner
 from hpo_core.tuner.place import Place, launched_place
 
 POLL_S = 0.1
@@ -79,22 +79,25 @@ def request_stop(store: ExperimentStore, by: str) -> bool:
     return True
 
 
-def wait_for_stop(store: ExperimentStore, margin_s: float = 60.0) -> Published | None:
-    """Wait until the tuner that was asked to stop has gone.
+def wait_for_stop(store: ExperimentStore, place: Place, margin_s: float = 60.0) -> Published | None:
+    """Wait until the tuner that was asked to stop has gone, and remove what it leaves in a cluster.
 
     Args:
         store: The experiment's records.
+        place: Where they are.
         margin_s: Seconds that it may take beyond the grace that its trials get.
 
     Raises:
         LaunchError: It is still there after that time.
     """
-    timeout_s = grace_s(store.load().template.trial_spec) + margin_s
+    experiment = store.load()
+    timeout_s = grace_s(experiment.template.trial_spec) + margin_s
     until = time.monotonic() + timeout_s
     while store.is_held():
         if time.monotonic() >= until:
             raise LaunchError(f"the tuner of {store.name!r} has not stopped within {timeout_s:g} s; try again")
         time.sleep(store.objects.poll_s)
+    remove_tuner(experiment, launched_place(store, place))
     return read_status(store)
 
 

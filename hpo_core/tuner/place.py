@@ -8,9 +8,11 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from hpo_core import images
 from hpo_core.errors import Problem, SpecError
@@ -21,6 +23,7 @@ from hpo_core.objects import RecordStore, folder_of, open_objects
 from hpo_core.store import ExperimentStore
 
 if TYPE_CHECKING:
+    from hpo_core.kube import Kube
     from hpo_core.launch.cluster.launcher import ClusterLauncher
 
 
@@ -32,17 +35,25 @@ class Place:
         uri: The store's address, absolute.
         directory: Working directory of local trials whose image is no local image, absolute.
         backend: Where trials run, `local` or `kubernetes`.
+        pod: How the pod of a tuner in a cluster is to be: `image`, `service_account`, `fields`, as `TunerPod` has them.
     """
 
     uri: str
     directory: str
     backend: str = LOCAL
+    pod: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, store: str, directory: str | Path = ".", backend: str = AUTO) -> Place:
+    def of(
+        cls,
+        store: str,
+        directory: str | Path = ".",
+        backend: str = AUTO,
+        pod: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Place:
         """Make the place of a store's address as a user gave it."""
         uri = store if "://" in store else str(Path(store).absolute())
-        return cls(uri, str(Path(directory).absolute()), resolve_backend(backend))
+        return cls(uri, str(Path(directory).absolute()), resolve_backend(backend), dict(pod))
 
     @functools.cached_property
     def objects(self) -> RecordStore:
@@ -87,16 +98,25 @@ class Place:
         """
         if self.backend == KUBERNETES:
             # Imported here: the Kubernetes client is dear, and local trials need none.
-            from hpo_core.kube import Kube
             from hpo_core.launch.cluster.launcher import ClusterLauncher
 
-            return ClusterLauncher(Kube.connect(namespace=experiment.namespace), experiment)
+            return ClusterLauncher(self.kube(experiment), experiment)
         return LocalLauncher(
             self.home / ".scratch" / experiment.uid,
             images_root=self.images_root,
             directory=Path(self.directory),
             parallel=parallel,
         )
+
+    def kube(self, experiment: Experiment) -> Kube:
+        """The cluster that an experiment's trials run in.
+
+        Raises:
+            LaunchError: No cluster is known here.
+        """
+        from hpo_core.kube import Kube
+
+        return Kube.connect(namespace=experiment.namespace)
 
 
 @dataclass(frozen=True)
@@ -129,10 +149,15 @@ class Handle:
 
 
 def launched_place(store: ExperimentStore, place: Place) -> Place:
-    """Return the place as the experiment was first launched: its backend, and its directory if that is still there."""
+    """Return the place as the experiment was launched: its backend, and its directory if that is still there."""
     told = store.derived_json("launch.json")
-    directory, backend = str(told.get("directory") or ""), str(told.get("backend") or place.backend)
-    return replace(place, directory=directory if Path(directory).is_dir() else place.directory, backend=backend)
+    directory = str(told.get("directory") or "")
+    return replace(
+        place,
+        directory=directory if directory and Path(directory).is_dir() else place.directory,
+        backend=str(told.get("backend") or place.backend),
+        pod=place.pod or told.get("pod") or {},
+    )
 
 
 def _state_folder() -> Path:

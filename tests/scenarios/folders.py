@@ -77,10 +77,12 @@ class Folder:
     def store(self) -> ExperimentStore:
         return self.place.store("default", "small")
 
-    def hpo(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run `hpo` to its end, within a minute."""
+    def hpo(
+        self, *words: str, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `hpo` to its end, within a minute unless more is given."""
         with self.start(*words, env=env) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=timeout_s)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def start(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
@@ -95,9 +97,9 @@ class Folder:
             start_new_session=True,
         )
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self, namespace: str = "default") -> list[dict[str, Any]]:
         objects = self.place.objects
-        return [json.loads(objects.get(key).data) for key in objects.list("default/small/trials/")]
+        return [json.loads(objects.get(key).data) for key in objects.list(f"{namespace}/small/trials/")]
 
     def conditions(self) -> list[str]:
         return [record["condition"] for record in self.records()]

@@ -1,0 +1,190 @@
+"""A tuner in the background of a cluster: a Job with our image, which is started anew when its pod dies.
+
+Its order lies in a ConfigMap that the Job owns; the store's address and credentials come to its pod from the Secret
+`hpo-store`, by reference. Whichever pod comes, the store's lease lets one of them tune.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpo_core import __version__
+from hpo_core.errors import LaunchError, Problem, SpecError
+from hpo_core.experiment import Experiment
+from hpo_core.kube import Kube
+from hpo_core.launch.cluster.diagnosis import Document, ending, event_trouble, pod_trouble
+from hpo_core.launch.cluster.dress import ISTIO, owner_reference
+from hpo_core.store import ExperimentStore
+from hpo_core.tuner.background import REFUSED
+
+IMAGE_VARIABLE = "HPO_IMAGE"
+STORE_SECRET = "hpo-store"
+LABEL_TUNER = "kfp-hpo/tuner"
+"""Label of all that belongs to the tuner of an experiment; its value is the experiment's name."""
+CONTAINER = "tuner"
+ORDER_FOLDER = "/hpo/order"
+ORDER = "order.json"
+RESTARTS = 50
+FAILURES = 2
+"""So many pods that ended before one has begun to tune tell that no other will."""
+KEPT_S = 24 * 3600
+"""How long a Job that has ended stays, for its log."""
+READY_S = 180.0
+"""How long a tuner's pod may take to say, by its lease, that it runs."""
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class TunerPod:
+    """How a tuner's pod is to be.
+
+    Attributes:
+        image: The engine's image.
+        service_account: Whose permissions it has.
+        fields: Further fields of its pod's spec, such as priorityClassName, imagePullSecrets, nodeSelector,
+            tolerations; `resources` are its container's.
+    """
+
+    image: str = field(default_factory=lambda: os.environ.get(IMAGE_VARIABLE) or f"kfp-hpo/hpo-python:{__version__}")
+    service_account: str = "hpo-tuner"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: ExperimentStore, pod: TunerPod) -> None:
+    """Start a tuner's Job, unless there is one that has not ended, and wait until a tuner holds the lease.
+
+    Raises:
+        SpecError: The tuner refuses the experiment; the message is its own.
+        LaunchError: It does not come up; the message says what keeps its pod from running.
+    """
+    job = next((job for job in _jobs(kube, experiment) if not _is_over(job)), None) or _create(
+        kube, experiment, order, pod
+    )
+    name = job["metadata"]["name"]
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        if store.is_held() and store.derived("status.json") is not None:
+            return
+        job = kube.get("batch/v1", "Job", name, namespace=experiment.namespace)
+        pods = kube.list("v1", "Pod", namespace=experiment.namespace, selector=f"job-name={name}")
+        _check(kube, job, pods)
+        if _is_over(job):
+            return  # it was done before we looked
+        time.sleep(POLL_S)
+    raise LaunchError(f"the tuner's Job {name} has not begun to tune within {READY_S:g} s; `kubectl describe` it")
+
+
+def remove(kube: Kube, experiment: Experiment) -> None:
+    """Remove every Job, pod and order of an experiment's tuners. Idempotent."""
+    selector = f"{LABEL_TUNER}={experiment.name}"
+    kube.delete_all("batch/v1", "Job", selector=selector, namespace=experiment.namespace)
+    kube.delete_all("v1", "ConfigMap", selector=selector, namespace=experiment.namespace)
+
+
+def make_job(experiment: Experiment, name: str, pod: TunerPod) -> dict[str, Any]:
+    """Write the Job of a tuner, fit for the PodSecurity level `restricted`."""
+    fields = dict(pod.fields)
+    container = {
+        "name": CONTAINER,
+        "image": pod.image,
+        "command": ["python", "-m", "hpo_core.tuner", f"{ORDER_FOLDER}/{ORDER}"],
+        "env": [{"name": IMAGE_VARIABLE, "value": pod.image}],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "envFrom": [{"secretRef": {"name": STORE_SECRET}}],
+        "resources": fields.pop("resources", {"requests": {"cpu": "100m", "memory": "256Mi"}}),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": [
+            {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    labels = {LABEL_TUNER: experiment.name}
+    marks = {"labels": {**labels, ISTIO: "false"}, "annotations": {ISTIO: "false"}}
+    spec = {
+        "restartPolicy": "Never",
+        "serviceAccountName": pod.service_account,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+        "volumes": [{"name": "order", "configMap": {"name": name}}, {"name": "tmp", "emptyDir": {}}],
+        **fields,
+    }
+    refused = {"containerName": CONTAINER, "operator": "In", "values": [REFUSED]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": experiment.namespace, "labels": labels},
+        "spec": {
+            "backoffLimit": RESTARTS,
+            "ttlSecondsAfterFinished": KEPT_S,
+            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": refused}]},
+            "template": {"metadata": marks, "spec": spec},
+        },
+    }
+
+
+def _create(kube: Kube, experiment: Experiment, order: Mapping[str, Any], pod: TunerPod) -> Document:
+    name = f"{experiment.name[:40].rstrip('-')}-tuner-{secrets.token_hex(3)}"
+    labels = {LABEL_TUNER: experiment.name}
+    where = experiment.namespace
+    kube.create(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": where, "labels": labels},
+            "data": {ORDER: json.dumps(order, indent=1)},
+        }
+    )
+    job = kube.create(make_job(experiment, name, pod))
+    owner = {"metadata": {"ownerReferences": [owner_reference(job)]}}
+    kube.patch("v1", "ConfigMap", name, owner, namespace=where)
+    return job
+
+
+def _jobs(kube: Kube, experiment: Experiment) -> list[Document]:
+    selector = f"{LABEL_TUNER}={experiment.name}"
+    return list(kube.list("batch/v1", "Job", namespace=experiment.namespace, selector=selector))
+
+
+def _is_over(job: Document) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions)
+
+
+def _check(kube: Kube, job: Document, pods: list[dict[str, Any]]) -> None:
+    """Say what keeps a tuner from running, if that will not pass by itself."""
+    name = job["metadata"]["name"]
+    newest = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+    if newest is None:
+        events = kube.list("v1", "Event", namespace=job["metadata"]["namespace"])
+        trouble = event_trouble(e for e in events if (e.get("involvedObject") or {}).get("name") == name)
+        if trouble is not None and trouble.reason == "RefusedByAdmission":
+            raise LaunchError(f"the tuner's Job {name} gets no pod: {trouble.message}")
+        return
+    how = ending(newest, CONTAINER)
+    if how is not None and how.code == REFUSED:
+        said = _last_word(newest)
+        raise SpecError([Problem("", said)]) if said else LaunchError(f"the tuner {name} was refused; see its log")
+    failed = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
+    if len(failed) >= FAILURES:
+        raise LaunchError(f"the tuner's pods end again and again, with: {_last_word(failed[-1]) or 'no word'}")
+    trouble = pod_trouble(newest, CONTAINER)
+    if trouble is not None and trouble.patience_s is not None:
+        raise LaunchError(f"the tuner's pod {newest['metadata']['name']} does not run: {trouble.message}")
+
+
+def _last_word(pod: Document) -> str:
+    """What a tuner that was refused has said, by its termination message."""
+    for status in (pod.get("status") or {}).get("containerStatuses") or []:
+        if status.get("name") == CONTAINER:
+            return str(((status.get("state") or {}).get("terminated") or {}).get("message") or "").strip()
+    return ""
