@@ -8,7 +8,7 @@ recorded and not running is submitted again under the same name, which a launche
 from hpo_core.loop.clock import Clock, SystemClock
 from hpo_core.loop.patience import Patience
 from hpo_core.loop.retraining import RECORD, RETRAIN, Retraining, retrain
-from hpo_core.loop.run import INBOX_S, Followed, Run, Snapshot, run
+from hpo_core.loop.run import INBOX_S, Followed, Left, Run, Snapshot, run
 from hpo_core.loop.workload import make_job
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "RETRAIN",
     "Clock",
     "Followed",
+    "Left",
     "Patience",
     "Retraining",
     "Run",

@@ -15,7 +15,7 @@ from hpo_core.launch import Exited, Launcher, Output
 from hpo_core.loop.clock import SystemClock
 from hpo_core.loop.patience import Patience
 from hpo_core.loop.run import TURN_S
-from hpo_core.loop.workload import Follower, make_job
+from hpo_core.loop.workload import Follower, make_job, settle
 from hpo_core.manifest import PHASE_RETRAIN
 from hpo_core.outcome import explain_exit, is_success
 from hpo_core.space import Values
@@ -86,24 +86,37 @@ def retrain(
         _end(experiment, str(before["name"]), values, launcher)
     count = int(before.get("count", 0)) + (0 if follows else 1)
     name = retrain_name(experiment, count)
-    told = {"count": count, "name": name, "assignments": dict(values)}
+    label = f"{RETRAIN}-{count}"
+    told = {"count": count, "name": name, "assignments": dict(values), "output": before.get("output", RETRAIN)}
     patiently(store.save_derived, RECORD, json.dumps({**told, "running": True}))
     follower = Follower(experiment, every_metric=True)
     patiently(store.confirm)
-    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
-    exited = _await_exit(name, launcher, follower, should_stop, show)
+    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN, label=label))
+    exited = patiently(settle, store, _await_exit(name, launcher, follower, should_stop, show))
     patiently(store.save_printed, RETRAIN, *follower.picture(), final=True)
     succeeded = is_success(exited)
     if succeeded and exited.output_dir is not None:
         patiently(store.delete_output, RETRAIN)
         patiently(store.save_output, RETRAIN, exited.output_dir)
+    elif succeeded and exited.has_receipt:
+        told["output"] = label
     reason, message = ("", "") if succeeded else explain_exit(exited, follower.reader)
     done = Retraining(name, dict(values), succeeded, reason, message, _last_values(follower))
     patiently(store.save_derived, RECORD, json.dumps({**told, **vars(done), "running": False}))
+    _discard_others(store, str(told["output"]), patiently)
     if succeeded and exited.output_dir is not None and model_dir is not None:
         _copy(exited.output_dir, model_dir)
+    elif succeeded and exited.has_receipt and model_dir is not None:
+        patiently(store.fetch_output, label, model_dir)
     launcher.forget(name)
     return done
+
+
+def _discard_others(store: ExperimentStore, kept: str, patiently: Patience) -> None:
+    """Remove the models of other retrainings, which failed or have been replaced."""
+    for label in patiently(store.output_labels):
+        if label.partition("-")[0] == RETRAIN and label != kept:
+            patiently(store.delete_output, label)
 
 
 def _make_folder(folder: Path) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from hpo_core.errors import AlgorithmError, Conflict, SpecError
+from hpo_core.errors import AlgorithmError, Conflict, HpoError, SpecError
 from hpo_core.experiment import Experiment, with_budgets
 from hpo_core.launch import Exited, Launcher, Output, Started
 from hpo_core.loop.best_few import BestFew
 from hpo_core.loop.clock import Clock, SystemClock, time_text
 from hpo_core.loop.patience import PATIENCE_S, Patience
-from hpo_core.loop.workload import Follower, make_job
+from hpo_core.loop.workload import Follower, make_job, settle
 from hpo_core.outcome import trial_verdict
 from hpo_core.search import Search
 from hpo_core.status import SUSPENDED, Progress, Tally, Verdict, judge, progress, wanted
@@ -237,6 +237,7 @@ class Run:
         """Record how attempts ended: as their trials' ends, or as the reasons for next attempts."""
         retried: list[Trial] = []
         ended: list[_Ended] = []
+        exits = together(lambda exited: self._patiently(settle, self._store, exited), exits)
         for exited in exits:
             trial, follower = self.trials[self._numbers.pop(exited.name) - 1], self._followers.pop(exited.name)
             follower.close()
@@ -253,8 +254,8 @@ class Run:
             self._change(end.trial)
         for trial in retried:
             self._change(trial)
-        for number in dropped:
-            self._patiently(self._store.delete_output, f"{number:05d}")
+        for label in dropped:
+            self._patiently(self._store.delete_output, label)
         for exited in exits:
             self._patiently(self._launcher.forget, exited.name)
         if not self._suspending:
@@ -269,11 +270,11 @@ class Run:
             metrics_incomplete=follower.reader.missed_bytes > 0,
         )
 
-    def _keep(self, ended: Sequence[_Ended]) -> list[int]:
+    def _keep(self, ended: Sequence[_Ended]) -> list[str]:
         """Store what ended trials have left, before their records say that they are over.
 
         Returns:
-            The numbers of trials that are among the best no longer, and whose output is not to be kept.
+            The labels of outputs that are not to be kept: of trials that are among the best no longer, or never were.
         """
         before = self._kept.numbers
         for end in ended:
@@ -286,16 +287,23 @@ class Run:
             self._patiently(self._store.save_printed, _label(end.trial), *end.follower.picture(), final=True)
 
         together(save, ended)
-        return sorted(before - kept)
+        replaced = [self.trials[number - 1] for number in sorted(before - kept)]
+        sent = [end.trial for end in ended if end.exited.has_receipt and end.trial.number not in kept]
+        labels = [label for trial in [*replaced, *sent] for label in (_label(trial), attempt_label(trial))]
+        earlier = [(end.trial, count) for end in ended for count in range(1, len(end.trial.attempts))]
+        return [*labels, *(f"{_label(trial)}-{count}" for trial, count in earlier)]
 
     def _discard_outputs(self) -> None:
         """Remove outputs that a crash has left: of what a better trial has replaced, and of open trials.
 
-        What those leave is stored when their ends are told again.
+        What those leave is stored when their ends are told again; or is where it belongs already, where it is kept
+        from where they run.
         """
-        kept = {f"{number:05d}" for number in self._kept.numbers}
+        best = [self.trials[number - 1] for number in self._kept.numbers]
+        kept = {label for trial in best for label in (_label(trial), attempt_label(trial))}
+        kept |= {attempt_label(trial) for trial in self.trials if not trial.condition.is_terminal}
         for label in self._patiently(self._store.output_labels):
-            if label.isdecimal() and label not in kept:
+            if label.partition("-")[0].isdecimal() and label not in kept:
                 self._patiently(self._store.delete_output, label)
 
     def _look_for_requests(self) -> bool:
@@ -384,7 +392,8 @@ class Run:
             self._patiently(self._store.confirm)
         for trial in trials:
             begun = trial.condition is TrialCondition.RUNNING
-            job = make_job(self.experiment, trial.assignments, trial.name, begun=begun)
+            label = attempt_label(trial)
+            job = make_job(self.experiment, trial.assignments, trial.name, begun=begun, label=label)
             self._patiently(self._launcher.submit, job)
             self._followers[trial.name] = Follower(self.experiment)
             self._numbers[trial.name] = trial.number
@@ -406,17 +415,27 @@ class Run:
             )
 
 
-def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None) -> Snapshot:
+class Left(HpoError):
+    """The run was left while its workloads go on, for another tuner to follow them."""
+
+
+def run(
+    job: Run,
+    show: Callable[[Run, bool], None] = lambda job, changed: None,
+    should_leave: Callable[[], bool] = lambda: False,
+) -> Snapshot:
     """Run an experiment until it is over or suspended.
 
     Args:
         job: The run; its store's lease is held.
         show: Called after each turn with the run and whether something changed that is worth showing.
+        should_leave: Asked before each turn; once it is true the run is left.
 
     Returns:
         Where the experiment stands at the end.
 
     Raises:
+        Left: It was left.
         Conflict: Another writer took over; workloads that it cannot follow have been ended.
         HpoError: Our own work failed; every workload has been ended then.
     """
@@ -424,7 +443,11 @@ def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None)
         job.resume()
         show(job, True)
         while not job.is_over:
+            if should_leave():
+                raise Left(f"the experiment {job.experiment.name!r} was left to another tuner")
             show(job, job.turn())
+    except Left:
+        raise
     except Conflict:
         if not job.is_taken_over_here:
             job.abandon()
@@ -437,6 +460,11 @@ def run(job: Run, show: Callable[[Run, bool], None] = lambda job, changed: None)
 
 def _label(trial: Trial) -> str:
     return f"{trial.number:05d}"
+
+
+def attempt_label(trial: Trial) -> str:
+    """What an output is filed under that is kept from where it runs: no two attempts share a place."""
+    return f"{_label(trial)}-{len(trial.attempts)}"
 
 
 def _retry_outcome(experiment: Experiment, trial: Trial, exited: Exited) -> str:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hpo_core.experiment import Experiment
-from hpo_core.launch import Job, Output
+from hpo_core.launch import LOG, METRICS, Exited, Job, Output
 from hpo_core.manifest import PHASE_RETRAIN, PHASE_TRIAL, render
 from hpo_core.metrics import MetricPoint, MetricsReader
-from hpo_core.outcome import LogKeeper
+from hpo_core.outcome import LogKeeper, is_success
 from hpo_core.space import Values
+from hpo_core.store import ExperimentStore
 
 
 def make_job(
-    experiment: Experiment, values: Values, name: str, phase: str = PHASE_TRIAL, *, begun: bool = False
+    experiment: Experiment, values: Values, name: str, phase: str = PHASE_TRIAL, *, begun: bool = False, label: str = ""
 ) -> Job:
-    """Render a workload and say how it is to be run; `begun` when it is known to have run before."""
+    """Render a workload and say how it is to be run.
+
+    Args:
+        experiment: Whose template is rendered.
+        values: One value for each parameter.
+        name: The workload's name.
+        phase: Of which phase it is.
+        begun: Whether it is known to have run before.
+        label: What its output is filed under, where it is kept from where it runs.
+    """
     spec = experiment.template.trial_spec.get("spec") or {}
     deadline = experiment.settings.trial_deadline_s or spec.get("activeDeadlineSeconds")
     if phase == PHASE_RETRAIN:
@@ -24,7 +36,19 @@ def make_job(
         primary_container=experiment.template.primary_container_name,
         deadline_s=float(deadline) if deadline else None,
         begun=begun,
+        label=label,
     )
+
+
+def settle(store: ExperimentStore, exited: Exited) -> Exited:
+    """Return an end as it counts: one whose output was to be kept from where it ran is none, while that is not kept."""
+    if not exited.has_receipt or not is_success(exited):
+        return exited
+    receipt = store.derived_json(f"uploads/{exited.name}.json")
+    if receipt and not receipt.get("error"):
+        return exited
+    told = receipt.get("error") or exited.message or "its pod ended before all of it was in the store"
+    return replace(exited, reason="OutputNotKept", message=f"what it left in HPO_OUTPUT_DIR is not kept: {told}")
 
 
 class Follower:
@@ -34,17 +58,25 @@ class Follower:
         names = () if every_metric else experiment.objective.metric_names
         self.reader = MetricsReader(names, experiment.metric_filters)
         self.log = LogKeeper()
-        self._shown = 0
+        self._taken = self._shown = 0
 
     def feed(self, output: Output) -> None:
         """Take in a piece of output."""
-        self.log.feed(output.data, missing=output.missing)
-        self.reader.read(output.data, missing=output.missing)
+        if self._keep(output):
+            self.reader.read(output.data, missing=output.missing)
 
     def feed_and_tell(self, output: Output) -> list[MetricPoint]:
         """Take in a piece of output and return the metric points in it, which costs more."""
-        self.log.feed(output.data, missing=output.missing)
-        return self.reader.feed(output.data, missing=output.missing)
+        return self.reader.feed(output.data, missing=output.missing) if self._keep(output) else []
+
+    def _keep(self, output: Output) -> bool:
+        """Keep what belongs to the log; tells whether there may be metrics in it."""
+        self._taken += len(output.data) + output.missing
+        if output.stream != METRICS:
+            self.log.feed(output.data, missing=output.missing)
+        if output.stream == LOG:
+            self.reader.skim(output.data)
+        return output.stream != LOG
 
     def close(self) -> None:
         """Take in that no output follows."""
@@ -53,9 +85,9 @@ class Follower:
     @property
     def has_news(self) -> bool:
         """Whether there is output that the last picture did not show."""
-        return self.log.size != self._shown
+        return self._taken != self._shown
 
     def picture(self) -> tuple[bytes, str]:
         """Return the log, and the metric points as one JSON object a line."""
-        self._shown = self.log.size
+        self._shown = self._taken
         return self.log.content(), self.reader.lines()

@@ -193,14 +193,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _tune_in_pod(order_file: Path) -> int:
-    """Run an order in a pod of the tuner's Job; returns the exit code by which the Job knows whether to try again."""
+    """Run an order in a pod of the tuner's Job; returns the exit code by which the Job knows whether to try again.
+
+    A pod is asked to end when it is deleted or its node drained, which nobody means for the experiment: the next pod
+    goes on with it.
+    """
     order = json.loads(order_file.read_text())
     place = Place(**order["place"])
     with Interruption() as interruption:
         try:
             experiment = lint(order["document"], namespace=order["namespace"], backend=place.backend).experiment()
             _await_lease(place.store(experiment.namespace, experiment.name), lambda: interruption.requested)
-            run_experiment(experiment, place, should_stop=lambda: interruption.requested)
+            run_experiment(experiment, place, should_leave=lambda: interruption.requested)
         except (SpecError, Conflict) as error:
             with contextlib.suppress(OSError):
                 LAST_WORD.write_text(str(error))

@@ -28,6 +28,7 @@ def run_experiment(
     place: Place,
     *,
     should_stop: Callable[[], bool] = lambda: False,
+    should_leave: Callable[[], bool] = lambda: False,
     show: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[Experiment], None] = lambda experiment: None,
 ) -> loop.Snapshot:
@@ -37,6 +38,7 @@ def run_experiment(
         experiment: As loaded.
         place: Where its records are.
         should_stop: Asked several times a second; true suspends it.
+        should_leave: Asked as often; true leaves it, with its trials running, to another tuner.
         show: Told of progress at every change.
         ready: Called once the lease is held, the experiment is recorded and its status can be read.
 
@@ -44,6 +46,7 @@ def run_experiment(
         SpecError: It was begun with another spec.
         BuildError: Its local image is not on this machine.
         Conflict: Another process is running it, or has taken it over while this one was paused.
+        Left: It was left.
         StoreError, LaunchError, TransientError: Our own work failed; it can be resumed.
     """
     clock = loop.SystemClock()
@@ -73,7 +76,7 @@ def run_experiment(
                 if changed:
                     show(job.progress())
 
-            final = loop.run(run, after_turn)
+            final = loop.run(run, after_turn, should_leave)
         publisher.publish(final)
     return final
 

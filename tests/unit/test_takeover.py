@@ -161,3 +161,14 @@ def test_a_stopped_trial_counts_as_killed_and_the_rest_goes_on() -> None:
     loop.run(run)
     assert [trial.condition for trial in here.trials()] == [KILLED, SUCCEEDED, SUCCEEDED]
     assert here.trials()[0].message == "the trial was stopped by me"
+
+
+def test_a_run_that_is_left_leaves_its_trials_running_for_the_next_one() -> None:
+    here = world(lambda job: Play(("loss=1",), turns=4), maxTrialCount=2, parallelTrialCount=2)
+    asked = iter([False, False, True])
+    with pytest.raises(loop.Left, match="was left to another tuner"):
+        loop.run(here.run(), should_leave=lambda: next(asked))
+    assert len(here.machine.running) == 2
+    assert here.machine.stops == []
+    assert loop.run(here.run()).verdict.reason == "ExperimentMaxTrialsReached"
+    assert set(here.machine.starts.values()) == {1}
