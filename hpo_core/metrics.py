@@ -144,6 +144,10 @@ class MetricsReader:
         """Do as `feed` does for whoever needs no points: they are made only where they are kept."""
         self._take(data, missing, None)
 
+    def skim(self, data: bytes) -> None:
+        """Take in output that holds no metrics; only its last lines are remembered."""
+        self.last_lines.extend(_last_lines(data))
+
     def close(self) -> list[MetricPoint]:
         """Read what stood behind the last line break; call it once, after the end of the output."""
         found: list[MetricPoint] = []

@@ -111,7 +111,8 @@ def _explain_missing_metric(experiment: Experiment, exited: Exited, reader: Metr
     if latest is not None:
         told = f"the trainer printed {metric}={latest}"
         return "MetricNotFinite", _sentence(told, exited.message, _missed(reader), _last_lines(reader))
-    told = f"no line with {metric}=<number> was printed (looked for {' or '.join(reader.filters)})"
+    where = f"written to {experiment.metrics_file}" if experiment.metrics_file else "printed"
+    told = f"no line with {metric}=<number> was {where} (looked for {' or '.join(reader.filters)})"
     printed = _last_lines(reader) or "it printed nothing"
     return "MetricNotFound", _sentence(told, exited.message, _missed(reader), printed)
 

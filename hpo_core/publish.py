@@ -201,6 +201,6 @@ def _retrained(store: ExperimentStore) -> report.RetrainSummary | None:
     if not told.keys() >= {"succeeded", "reason", "message", "metrics"}:
         return None
     keys = store.outputs(RETRAIN)
-    folder = f"{keys[0].partition(f'/{RETRAIN}/')[0]}/{RETRAIN}" if keys else ""
+    folder = "/".join(keys[0].split("/")[:4]) if keys else ""  # namespace, name, models, and whose it is
     condition = "Succeeded" if told["succeeded"] else told["reason"]
     return report.RetrainSummary(condition, told["metrics"], folder, told["message"])

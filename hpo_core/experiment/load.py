@@ -7,6 +7,7 @@ is refused here although Katib takes it. What an algorithm, a filter or a launch
 from __future__ import annotations
 
 import copy
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from hpo_core.experiment.model import (
     API_VERSION,
     BUDGET_FIELDS,
     KIND,
+    METRICS_FILE,
     AlgorithmSpec,
     Experiment,
     MetricStrategy,
@@ -77,6 +79,7 @@ class Draft:
     parameters: tuple[ParameterSpec, ...] = ()
     template: TrialTemplate | None = None
     metric_filters: tuple[str, ...] = ()
+    metrics_file: str = ""
     settings: Settings = field(default_factory=Settings)
     resume_policy: str = "Never"
     parallel_trial_count: int = 3
@@ -104,6 +107,7 @@ class Draft:
             max_failed_trial_count=self.max_failed_trial_count,
             resume_policy=self.resume_policy,
             metric_filters=self.metric_filters,
+            metrics_file=self.metrics_file,
             settings=self.settings,
         )
 
@@ -232,7 +236,7 @@ def _read_spec(spec: Node, draft: Draft) -> None:
     ):
         if spec.value.get(name) is not None:
             spec.findings.problem(spec.at(name), advice)
-    draft.metric_filters = _read_collector(spec)
+    _read_collector(spec, draft)
     draft.template = read_template(spec, draft.parameters)
 
 
@@ -367,17 +371,37 @@ def _read_budgets(spec: Node, draft: Draft) -> None:
     draft.parallel_trial_count = parallel or min(3, most or 3)
 
 
-def _read_collector(spec: Node) -> tuple[str, ...]:
+def _read_collector(spec: Node, draft: Draft) -> None:
     node = spec.child("metricsCollectorSpec")
     if node is None:
-        return ()
+        return
     node.check_fields(("source", "collector"))
     collector = node.child("collector")
     kind = "StdOut" if collector is None else collector.text("kind", required=True)
-    if collector is not None and kind and kind != "StdOut":
+    if collector is not None and kind and kind not in ("StdOut", "File"):
         collector.findings.problem(
-            collector.at("kind"), f"got {kind}; this version reads what a trial prints: StdOut is the only kind"
+            collector.at("kind"), f"got {kind}; this version reads what a trial prints, StdOut, or a File"
         )
     source = node.child("source")
+    if kind == "File":
+        draft.metrics_file = METRICS_FILE
+        place = source.child("fileSystemPath") if source is not None else None
+        if place is not None:
+            _read_metrics_file(place, draft)
     chosen = source.child("filter") if source is not None else None
-    return chosen.texts("metricsFormat") if chosen is not None else ()
+    draft.metric_filters = chosen.texts("metricsFormat") if chosen is not None else ()
+
+
+def _read_metrics_file(place: Node, draft: Draft) -> None:
+    place.check_fields(("path", "kind", "format"))
+    place.choice("kind", ("File",), default="File")
+    if place.choice("format", ("TEXT", "JSON"), default="TEXT") == "JSON":
+        place.findings.problem(place.at("format"), "got JSON; this version reads TEXT: lines with name=value")
+    path = place.text("path") or METRICS_FILE
+    if not path.startswith("/") or posixpath.normpath(path) != path or posixpath.dirname(path) == "/":
+        example = f"as in {METRICS_FILE}"
+        place.findings.problem(
+            place.at("path"), f"must be absolute, a file in a folder of its own, {example}; got {path!r}"
+        )
+        return
+    draft.metrics_file = path

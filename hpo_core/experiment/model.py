@@ -18,6 +18,8 @@ API_VERSION = "kubeflow.org/v1beta1"
 KIND = "Experiment"
 BUDGET_FIELDS = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
 ANNOTATION_PREFIX = "kfp-hpo/"
+METRICS_FILE = "/var/log/katib/metrics.log"
+"""Where a collector of kind File looks, when the document does not say."""
 
 
 class ObjectiveType(StrEnum):
@@ -164,6 +166,7 @@ class Experiment:
         max_trial_count: Trials in all; None for no bound.
         max_failed_trial_count: The experiment fails when so many trials failed; None for no bound, 0 means 1.
         metric_filters: Regular expressions that find metrics in a line; empty for the default one.
+        metrics_file: The file, in the primary container, whose lines hold the metrics; "" for what it prints.
         document: The YAML as it was accepted, image filled in.
         uid: Identity of this run of the YAML, drawn when it is created; "" before that.
         created: When it was created, RFC 3339 in UTC; "" before that.
@@ -181,6 +184,7 @@ class Experiment:
     max_failed_trial_count: int | None = None
     resume_policy: str = "Never"
     metric_filters: tuple[str, ...] = ()
+    metrics_file: str = ""
     settings: Settings = field(default_factory=Settings)
     uid: str = ""
     created: str = ""

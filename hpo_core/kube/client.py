@@ -123,7 +123,16 @@ class Kube:
         request = self._request("patch", resource, namespace, name=name)
         return self._ask(resource, request, body=merge_patch, content_type="application/merge-patch+json")
 
-    def delete(self, api_version: str, kind: str, name: str, *, namespace: str = "", foreground: bool = False) -> None:
+    def delete(
+        self,
+        api_version: str,
+        kind: str,
+        name: str,
+        *,
+        namespace: str = "",
+        foreground: bool = False,
+        grace_s: int | None = None,
+    ) -> None:
         """Let an object be removed, and what it owns after it. Idempotent; does not wait until it is gone.
 
         Args:
@@ -132,11 +141,15 @@ class Kube:
             name: Its name; one that does not exist is no error.
             namespace: Where it is.
             foreground: Keep it until all that it owns is gone.
+            grace_s: Seconds until a pod is ended by force; None for its own. It can be shortened later.
         """
         resource = self.resource(api_version, kind)
         request = self._request("delete", resource, namespace, name=name)
+        options = _propagation("Foreground" if foreground else "Background")
+        if grace_s is not None:
+            options["gracePeriodSeconds"] = grace_s
         with contextlib.suppress(NotFound):
-            self._ask(resource, request, body=_propagation("Foreground" if foreground else "Background"))
+            self._ask(resource, request, body=options)
 
     def delete_all(self, api_version: str, kind: str, *, selector: str, namespace: str = "") -> None:
         """Let all objects with such labels be removed, and what they own. Idempotent; does not wait for it.

@@ -21,6 +21,7 @@ class Job:
         primary_container: The container whose command is the trial.
         deadline_s: Seconds that it may run; None for no bound.
         begun: Whether it is known to have run: it may be followed, but never started.
+        label: What its output is filed under, where it is kept from where the workload runs; "" when it is not.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Job:
     primary_container: str
     deadline_s: float | None = None
     begun: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Started:
     at: float | None = None
 
 
+LOG, METRICS = "log", "metrics"
+"""Streams of a workload whose metrics do not stand in its log."""
+
+
 @dataclass(frozen=True)
 class Output:
     """A piece of what the workload printed, in order and from the start.
@@ -66,11 +72,14 @@ class Output:
         name: The workload.
         data: The piece; empty only where what came last is missing.
         missing: Bytes between this piece and the one before that could not be had.
+        stream: LOG when it holds no metrics, METRICS when it is no part of the log, "" when it is both. Each stream has
+            its own order.
     """
 
     name: str
     data: bytes
     missing: int = 0
+    stream: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Exited:
         message: The cause in a sentence, where there is more to say than the reason.
         output_dir: What it left in its output directory; None for nothing.
         at: When it ended, in seconds since 1970; None when that is not known.
+        has_receipt: Whether what it left was kept from where it ran, so that the store's receipt must say that it is.
     """
 
     name: str
@@ -93,6 +103,7 @@ class Exited:
     message: str = ""
     output_dir: Path | None = None
     at: float | None = None
+    has_receipt: bool = False
 
 
 Event: TypeAlias = Waiting | Started | Output | Exited

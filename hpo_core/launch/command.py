@@ -133,6 +133,12 @@ def check(draft: Draft) -> None:
     if template.kind != "Job":
         findings.problem(f"{path}.kind", f"got {template.kind}: on this machine a trial is a batch/v1 Job")
         return
+    if draft.metrics_file:
+        findings.problem(
+            "spec.metricsCollectorSpec.collector.kind",
+            f"got File: on this machine all trials would write the same {draft.metrics_file}; let the trainer print "
+            "its metrics and write StdOut, or run it with --backend kubernetes",
+        )
     job = Node(template.trial_spec, path, findings).child("spec", required=True)
     job_template = job.child("template", required=True) if job else None
     pod = job_template.child("spec", required=True) if job_template else None

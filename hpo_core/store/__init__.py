@@ -5,6 +5,8 @@
 <namespace>/<name>/metrics/00001.jsonl    its metric points
 <namespace>/<name>/logs/00001.log         head and tail of what it printed
 <namespace>/<name>/models/00001/…         what it left in its output directory; `retrain/…` likewise
+<namespace>/<name>/models/00001-2/…       the same of its second attempt, kept by a sidecar; `retrain-2/…` likewise
+<namespace>/<name>/uploads/<attempt>.json the sidecar's receipt: that it has kept all, or why not
 <namespace>/<name>/requests/<ulid>.json   what others ask of the writer
 <namespace>/<name>/lease                  who the writer is
 <namespace>/<name>/status.json, report.html, launch.json   derived, and how it was launched

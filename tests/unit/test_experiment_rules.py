@@ -241,9 +241,44 @@ RULES: list[tuple[Changes, str, str]] = [
     (kind("discrete", list=["1"], step="1"), "spec.parameters[0].feasibleSpace.step", "has no meaning for a discrete"),
     # Metrics collector
     (
-        {"spec.metricsCollectorSpec": {"collector": {"kind": "File"}}},
+        {"spec.metricsCollectorSpec": {"collector": {"kind": "Custom"}}},
         "spec.metricsCollectorSpec.collector.kind",
-        "got File; this version reads what a trial prints: StdOut is the only kind",
+        "got Custom; this version reads what a trial prints, StdOut, or a File",
+    ),
+    (
+        {"spec.metricsCollectorSpec": {"collector": {"kind": "File"}, "source": {"fileSystemPath": {"path": "m.log"}}}},
+        "spec.metricsCollectorSpec.source.fileSystemPath.path",
+        "must be absolute, a file in a folder of its own, as in /var/log/katib/metrics.log; got 'm.log'",
+    ),
+    (
+        {
+            "spec.metricsCollectorSpec": {
+                "collector": {"kind": "File"},
+                "source": {"fileSystemPath": {"path": "/m.log"}},
+            }
+        },
+        "spec.metricsCollectorSpec.source.fileSystemPath.path",
+        "a file in a folder of its own",
+    ),
+    (
+        {
+            "spec.metricsCollectorSpec": {
+                "collector": {"kind": "File"},
+                "source": {"fileSystemPath": {"path": "/a/../b"}},
+            }
+        },
+        "spec.metricsCollectorSpec.source.fileSystemPath.path",
+        "must be absolute, a file in a folder of its own",
+    ),
+    (
+        {
+            "spec.metricsCollectorSpec": {
+                "collector": {"kind": "File"},
+                "source": {"fileSystemPath": {"format": "JSON"}},
+            }
+        },
+        "spec.metricsCollectorSpec.source.fileSystemPath.format",
+        "got JSON; this version reads TEXT",
     ),
     (
         {"spec.metricsCollectorSpec": {"collector": {}}},

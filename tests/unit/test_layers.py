@@ -16,7 +16,7 @@ LAYERS = (
     ("search", "manifest", "metrics", "report", "images"),
     ("kube",),
     ("launch", "objects"),
-    ("store", "lint", "outcome"),
+    ("store", "lint", "outcome", "sidecar"),
     ("loop",),
     ("publish",),
     ("tuner",),

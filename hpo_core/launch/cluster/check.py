@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
 from hpo_core.experiment import Draft
 from hpo_core.experiment.model import pod_templates
 
@@ -18,12 +22,33 @@ def check(draft: Draft) -> None:
             f"holds no pod template: its pods are found by the label {template.kind} gives them, and get no "
             "KATIB_TRIAL_NAME, HPO_PHASE or HPO_OUTPUT_DIR",
         )
+    if draft.metrics_file and not pods:
+        findings.problem(
+            "spec.metricsCollectorSpec.collector.kind",
+            f"got File: without a pod template nobody can read {draft.metrics_file}; print the metrics, write StdOut",
+        )
     for where, pod in pods:
-        for name in ("name", "image"):
-            for index, container in enumerate(pod["containers"]):
+        for index, container in enumerate(pod["containers"]):
+            for name in ("name", "image"):
                 if not container.get(name):
                     findings.problem(
                         f"{where}.containers[{index}].{name}", "missing, a container in a cluster needs it"
                     )
+            if draft.metrics_file and container.get("name") == template.primary_container_name:
+                _check_metrics_folder(draft, container, f"{where}.containers[{index}]")
         if template.kind == "Job" and pod.get("restartPolicy") not in ("Never", "OnFailure"):
             findings.problem(f"{where}.restartPolicy", "must be Never or OnFailure in a Job; write Never")
+
+
+def _check_metrics_folder(draft: Draft, container: Mapping[str, Any], where: str) -> None:
+    """Warn where the volume for the metrics file would hide what the container runs."""
+    folder = posixpath.dirname(draft.metrics_file)
+    words = [*(container.get("command") or []), *(container.get("args") or []), container.get("workingDir") or ""]
+    for word in map(str, words):
+        if word == folder or (word.startswith(f"{folder}/") and word != draft.metrics_file):
+            draft.findings.warn(
+                where,
+                f"{word} is in the image's folder {folder}, which an empty volume for the metrics file hides: write "
+                "the metrics to a folder of their own",
+            )
+            return

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound
 from hpo_core.experiment import Experiment
 from hpo_core.gjson import Condition
 from hpo_core.kube import Changed, Kube, Listed, Refused, Watch
-from hpo_core.launch import Event, Exited, Job, Output, Started, Waiting
+from hpo_core.launch import LOG, METRICS, Event, Exited, Job, Output, Started, Waiting
 from hpo_core.launch.cluster.diagnosis import (
     Ending,
     Trouble,
@@ -35,6 +35,16 @@ from hpo_core.launch.cluster.diagnosis import (
 )
 from hpo_core.launch.cluster.dress import dress
 from hpo_core.launch.cluster.logs import LogFollower
+from hpo_core.launch.cluster.sidecar import (
+    SIDECAR,
+    Duty,
+    Sidecar,
+    grace_s,
+    has_sidecar,
+    is_working,
+    last_word,
+    sidecar_trouble,
+)
 from hpo_core.manifest import LABEL_EXPERIMENT, LABEL_TRIAL, LABEL_UID
 
 QUEUE_PIECES = 512
@@ -65,13 +75,18 @@ class _Watched:
     warnings: list[Document] = field(default_factory=list)
     gone: bool = False
     started_at: float | None = None
-    log: LogFollower | None = None
-    log_ended: bool = False
+    logs: dict[str, LogFollower] = field(default_factory=dict)
+    logs_ended: set[str] = field(default_factory=set)
     ended_at: float | None = None
     stopping: bool = False
     given_up: Trouble | None = None
     trouble: Trouble | None = None
     trouble_since: float = 0.0
+
+    def close_logs(self) -> None:
+        """Give nothing more of what it prints."""
+        for log in self.logs.values():
+            log.close()
 
 
 class ClusterLauncher:
@@ -80,12 +95,13 @@ class ClusterLauncher:
     Args:
         kube: The API server.
         experiment: As accepted; its template says when a workload has ended, and which pod counts.
+        sidecar: What keeps the workloads' outputs and reads their metrics files; None to do without.
     """
 
     site = ""
 
-    def __init__(self, kube: Kube, experiment: Experiment) -> None:
-        self._kube, self._experiment = kube, experiment
+    def __init__(self, kube: Kube, experiment: Experiment, sidecar: Sidecar | None = None) -> None:
+        self._kube, self._experiment, self._sidecar = kube, experiment, sidecar
         self._template = experiment.template
         self._success = Condition.parse(self._template.success_condition)
         self._failure = Condition.parse(self._template.failure_condition)
@@ -104,7 +120,13 @@ class ClusterLauncher:
             return
         anchor = self._begin()
         watched = _Watched(job, time.monotonic())
-        manifest = dress(job.manifest, primary_container=job.primary_container, owner=anchor, deadline_s=job.deadline_s)
+        manifest = dress(
+            job.manifest,
+            primary_container=job.primary_container,
+            owner=anchor,
+            deadline_s=job.deadline_s,
+            duty=self._duty(job),
+        )
         try:
             if job.begun:
                 self._adopt(watched)
@@ -132,7 +154,7 @@ class ClusterLauncher:
             self._kube.patch(
                 str(spec["apiVersion"]), str(spec["kind"]), name, mark, namespace=self._experiment.namespace
             )
-        self._delete(name)
+        self._end(watched)
         watched.stopping = True
 
     def events(self, timeout_s: float) -> list[Event]:
@@ -170,8 +192,7 @@ class ClusterLauncher:
         for watch in self._watches:
             watch.stop()
         for watched in self._watched.values():
-            if watched.log is not None:
-                watched.log.close()
+            watched.close_logs()
 
     @property
     def _anchor_name(self) -> str:
@@ -228,6 +249,39 @@ class ClusterLauncher:
         watched.pods = {pod["metadata"]["name"]: pod for pod in pods}
         self._looked_at = 0.0
 
+    def _duty(self, job: Job) -> Duty | None:
+        """What a workload's sidecar has to do; None when it needs none."""
+        experiment = self._experiment
+        if not job.label and not experiment.metrics_file:
+            return None
+        if self._sidecar is None:
+            if experiment.metrics_file:
+                raise LaunchError(
+                    f"{experiment.metrics_file} is read by a container beside the trainer, whose image is not known: "
+                    "name the engine's image in HPO_IMAGE"
+                )
+            return None
+        return Duty(
+            self._sidecar,
+            attempt=job.name,
+            experiment=f"{experiment.namespace}/{experiment.name}",
+            label=job.label,
+            metrics_file=experiment.metrics_file,
+            pod_labels=self._template.primary_pod_labels,
+        )
+
+    def _end(self, watched: _Watched) -> None:
+        """Delete a workload; its pods get the grace of its template, though a sidecar may have far more."""
+        self._delete(watched.job.name)
+        if not has_sidecar(watched.document or {}):
+            return
+        grace = grace_s(watched.job.manifest, watched.job.primary_container)
+        try:
+            for pod in watched.pods:
+                self._kube.delete("v1", "Pod", pod, namespace=self._experiment.namespace, grace_s=grace)
+        except LaunchError as error:
+            _log.warning("workload.ends_late name=%s reason=%s", watched.job.name, error)
+
     def _delete(self, name: str) -> None:
         spec = self._template.trial_spec
         self._kube.delete(str(spec["apiVersion"]), str(spec["kind"]), name, namespace=self._experiment.namespace)
@@ -278,14 +332,20 @@ class ClusterLauncher:
                 self._looked_at = 0.0
         return None
 
-    def _on_output(self, name: str, data: bytes, missing: int) -> str | None:
-        self._output.append(Output(name, data, missing))
+    def _tell_output(self, name: str, stream: str, data: bytes, missing: int) -> None:
+        self._told.put(partial(self._on_output, name, stream, data, missing))
+
+    def _tell_log_end(self, name: str, stream: str) -> None:
+        self._told.put(partial(self._on_log_end, name, stream))
+
+    def _on_output(self, name: str, stream: str, data: bytes, missing: int) -> str | None:
+        self._output.append(Output(name, data, missing, stream))
         return None
 
-    def _on_log_end(self, name: str) -> str:
+    def _on_log_end(self, name: str, stream: str) -> str:
         watched = self._watched.get(name)
         if watched is not None:
-            watched.log_ended = True
+            watched.logs_ended.add(stream)
         return name
 
     def _judge(self, watched: _Watched) -> Iterable[Event]:
@@ -296,16 +356,20 @@ class ClusterLauncher:
             if watched.started_at is None:
                 watched.started_at = _seconds(since)
                 yield Started(name, watched.started_at)
-            self._follow_log(watched, pod)
+            self._follow_logs(watched, pod)
         how = ending(pod, container) if pod is not None else None
-        if how is not None and watched.log is not None:
-            watched.log.finish()
-        if self._is_over(watched, how):
+        is_over = self._is_over(watched, how)
+        for stream, log in watched.logs.items():
+            if how is not None and (stream != METRICS or is_over):  # a sidecar ends after the primary container
+                log.finish()
+        if is_over:
             if watched.ended_at is None:
                 watched.ended_at = time.monotonic()
             late = time.monotonic() - watched.ended_at >= SETTLE_S
-            if late or ((how is not None or pod is None) and (watched.log is None or watched.log_ended)):
-                yield self._exit(watched, how)
+            if self._success_waits(watched, pod):
+                return
+            if late or ((how is not None or pod is None) and watched.logs.keys() <= watched.logs_ended):
+                yield self._with_last_word(watched, pod, self._exit(watched, how))
             return
         yield from self._look_for_trouble(watched, pod, how)
 
@@ -316,10 +380,22 @@ class ClusterLauncher:
             return False
         return self._failure.holds(watched.document) is not None or self._success.holds(watched.document) is not None
 
+    def _success_waits(self, watched: _Watched, pod: Document | None) -> bool:
+        """Tell whether a kind has succeeded whose pod is still bringing its output to the store."""
+        if pod is None or watched.gone or watched.given_up is not None or not is_working(pod):
+            return False
+        return self._failure.holds(watched.document or {}) is None
+
+    def _with_last_word(self, watched: _Watched, pod: Document | None, exited: Exited) -> Exited:
+        """Add to an end what the sidecar has said of the output, where there is one."""
+        if not watched.job.label or not has_sidecar(watched.document or {}):
+            return exited
+        said = last_word(pod)[1] if pod is not None and exited.code == 0 and not exited.reason else ""
+        return replace(exited, message=exited.message or said, has_receipt=True)
+
     def _exit(self, watched: _Watched, how: Ending | None) -> Exited:
         del self._watched[watched.job.name]
-        if watched.log is not None:
-            watched.log.close()
+        watched.close_logs()
         name, document = watched.job.name, watched.document or {}
         code, at = (how.code, _seconds(how.at)) if how is not None else (None, None)
         if watched.stopping or _annotations(document).get(STOPPED):
@@ -339,22 +415,20 @@ class ClusterLauncher:
             return Exited(name, 0, at=at)
         return Exited(name, code, "Lost", f"its {self._template.kind} was deleted by somebody", at=at)
 
-    def _follow_log(self, watched: _Watched, pod: Document) -> None:
-        if watched.log is not None:
+    def _follow_logs(self, watched: _Watched, pod: Document) -> None:
+        """Follow what the primary container prints, and the metrics file, which the sidecar prints."""
+        if watched.logs:
             return
-        name = watched.job.name
-        read = partial(
-            self._kube.pod_log,
-            pod["metadata"]["name"],
-            watched.job.primary_container,
-            timestamps=True,
-            namespace=self._experiment.namespace,
-        )
-        watched.log = LogFollower(
-            read,
-            lambda data, missing: self._told.put(partial(self._on_output, name, data, missing)),
-            lambda: self._told.put(partial(self._on_log_end, name)),
-        )
+        containers = {"": watched.job.primary_container}
+        if self._experiment.metrics_file and has_sidecar(pod):
+            containers = {LOG: watched.job.primary_container, METRICS: SIDECAR}
+        name, where = watched.job.name, self._experiment.namespace
+        for stream, container in containers.items():
+            watched.logs[stream] = LogFollower(
+                partial(self._kube.pod_log, pod["metadata"]["name"], container, timestamps=True, namespace=where),
+                partial(self._tell_output, name, stream),
+                partial(self._tell_log_end, name, stream),
+            )
 
     def _look_for_trouble(self, watched: _Watched, pod: Document | None, how: Ending | None) -> Iterable[Event]:
         if watched.stopping or watched.given_up is not None:
@@ -372,16 +446,18 @@ class ClusterLauncher:
         if patience_s is None:
             patience_s = self._experiment.settings.pending_deadline_s
         if now - watched.trouble_since >= patience_s:
-            self._delete(watched.job.name)
+            self._end(watched)
             watched.given_up = trouble
 
     def _trouble(self, watched: _Watched, pod: Document | None, how: Ending | None) -> Trouble | None:
         pods = list(watched.pods.values())
         found = pod_trouble(pod, watched.job.primary_container) if pod is not None else None
+        if pod is not None and self._sidecar is not None:
+            found = sidecar_trouble(pod, self._sidecar, found)
         found = found or helper_trouble(pods, pod)
         if found is None and how is None and not pods:
             found = event_trouble(watched.warnings) or self._unclaimed(watched)
-        return found or self._late(watched)
+        return found or (self._late(watched) if how is None else None)
 
     def _unclaimed(self, watched: _Watched) -> Trouble | None:
         document = watched.document or {}
@@ -392,9 +468,10 @@ class ClusterLauncher:
         return Trouble("NotTakenUp", message, 0.0)
 
     def _late(self, watched: _Watched) -> Trouble | None:
-        """A deadline that the workload's kind does not watch itself."""
+        """A deadline that the workload's kind does not watch itself, or only with the time for its output."""
         deadline_s = watched.job.deadline_s
-        if self._template.kind == "Job" or deadline_s is None or watched.started_at is None:
+        watches = self._template.kind == "Job" and not has_sidecar(watched.document or {})
+        if watches or deadline_s is None or watched.started_at is None:
             return None
         return Trouble("DeadlineExceeded", "", 0.0) if time.time() - watched.started_at >= deadline_s else None
 
