@@ -17,7 +17,7 @@ from typing import Any
 
 from hpo_core import report
 from hpo_core.experiment import Experiment
-from hpo_core.loop import RECORD, RETRAIN, Clock, Run, Snapshot
+from hpo_core.loop import RECORD, RETRAIN, Clock, Followed, Run, Snapshot
 from hpo_core.report import Curve
 from hpo_core.status import ExperimentCondition, Progress, Verdict, katib_status
 from hpo_core.store import ExperimentStore, together
@@ -95,7 +95,7 @@ class Publisher:
         except Exception as error:  # noqa: BLE001  what is derived can be made again, and must not end the run
             _log.warning("publish.failed experiment=%s reason=%s", snapshot.experiment.name, error)
 
-    def _save_printed(self, followed: Any) -> None:
+    def _save_printed(self, followed: Followed) -> None:
         self._store.save_printed(followed.label, followed.log, followed.metrics, final=False)
 
 
