@@ -20,11 +20,11 @@ from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
 from hpo_core.launch.cluster.diagnosis import Document, ending, event_trouble, pod_trouble
 from hpo_core.launch.cluster.dress import ISTIO, owner_reference
+from hpo_core.launch.cluster.sidecar import STORE_SECRET
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner.background import REFUSED
+from hpo_core.tuner.place import IMAGE_VARIABLE
 
-IMAGE_VARIABLE = "HPO_IMAGE"
-STORE_SECRET = "hpo-store"
 LABEL_TUNER = "kfp-hpo/tuner"
 """Label of all that belongs to the tuner of an experiment; its value is the experiment's name."""
 CONTAINER = "tuner"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -25,6 +26,12 @@ from hpo_core.store import ExperimentStore
 if TYPE_CHECKING:
     from hpo_core.kube import Kube
     from hpo_core.launch.cluster.launcher import ClusterLauncher
+    from hpo_core.launch.cluster.sidecar import Sidecar
+
+IMAGE_VARIABLE = "HPO_IMAGE"
+"""Names the engine's image, for the pods of tuners and what stands beside trials."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,13 +107,23 @@ class Place:
             # Imported here: the Kubernetes client is dear, and local trials need none.
             from hpo_core.launch.cluster.launcher import ClusterLauncher
 
-            return ClusterLauncher(self.kube(experiment), experiment)
+            return ClusterLauncher(self.kube(experiment), experiment, self._sidecar())
         return LocalLauncher(
             self.home / ".scratch" / experiment.uid,
             images_root=self.images_root,
             directory=Path(self.directory),
             parallel=parallel,
         )
+
+    def _sidecar(self) -> Sidecar | None:
+        """What keeps the outputs of trials in a cluster; None where the engine's image is not known."""
+        from hpo_core.launch.cluster.sidecar import Sidecar
+
+        image = str(self.pod.get("image") or os.environ.get(IMAGE_VARIABLE) or "")
+        if not image:
+            _log.warning("output.not_kept reason=%s names no image of the engine", IMAGE_VARIABLE)
+            return None
+        return Sidecar(image, self.uri)
 
     def kube(self, experiment: Experiment) -> Kube:
         """The cluster that an experiment's trials run in.
