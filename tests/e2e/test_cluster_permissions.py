@@ -1,6 +1,7 @@
 """What `manifests/` grants, asked of a real API server; and an experiment that is run with nothing but that.
 
-KUBECONFIG names the cluster, as an account that may create namespaces and roles; `kubectl` has to be there.
+KUBECONFIG names the cluster, as an account that may create namespaces and roles; `kubectl` has to be there. AWS_* names
+the store as this machine and pods reach it, HPO_E2E_HPO_IMAGE the engine's image.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,11 @@ from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
 from hpo_core.launch.cluster.permissions import missing, missing_to_launch
 from hpo_core.manifest import LABEL_EXPERIMENT
+from hpo_core.tuner.cluster_job import LABEL_TUNER
 from tests.contracts.cluster_machine import cluster_image, namespace
 from tests.experiments import make_experiment
 from tests.s3_server import shared_server
+from tests.scenarios.folders import eventually
 from tests.unit.test_manifests import BASE, MANIFESTS, TRAINER, TRAINING_OPERATOR, Granted
 
 pytestmark = pytest.mark.e2e
@@ -256,33 +259,65 @@ spec:
               - name: main
                 image: IMAGE
                 imagePullPolicy: IfNotPresent
-                command: ["sh", "-c", "echo loss=$0", "${trialParameters.lr}"]
+                command: ["sh", "-c", "sleep 1; echo loss=$0", "${trialParameters.lr}"]
                 securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 """
+
+
+def user(place: Place, account: str, **environment: str) -> Callable[..., str]:
+    """A user's folder with the experiment, and `hpo` as that account runs it there."""
+    (place.folder / "small.yaml").write_text(EXPERIMENT.replace("IMAGE", cluster_image()))
+    told = {"KUBECONFIG": str(place.kubeconfig(account)), "HPO_STORE": f"s3://hpo-test/{place.name}", **environment}
+
+    def hpo(*words: str) -> str:
+        command = [sys.executable, "-m", "hpo_core.cli", *words, "--namespace", place.name]
+        environment = {**os.environ, **told}
+        done = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"hpo {' '.join(words)}: {done.stderr}"
+        return done.stdout
+
+    return hpo
 
 
 def test_an_experiment_runs_and_is_deleted_with_nothing_but_that(place: Place) -> None:
     shared_server()
     place.apply("base")
-    (place.folder / "small.yaml").write_text(EXPERIMENT.replace("IMAGE", cluster_image()))
-    environment = {**os.environ, "KUBECONFIG": str(place.kubeconfig()), "HPO_STORE": f"s3://hpo-test/{place.name}"}
-
-    def hpo(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "hpo_core.cli", *words, "--namespace", place.name]
-        return subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=120)
-
-    ran = hpo("run", "small.yaml", "--backend", "kubernetes")
-    assert ran.returncode == 0, ran.stderr
-    assert "Experiment has succeeded because max trial count has reached" in ran.stdout
+    hpo = user(place, "hpo-tuner", HPO_IMAGE="")
+    assert "succeeded because max trial count has reached" in hpo("run", "small.yaml", "--backend", "kubernetes")
     assert ours(place) == ["ConfigMap"]
-    deleted = hpo("delete", "small")
-    assert deleted.returncode == 0, deleted.stderr
+    hpo("delete", "small")
     assert ours(place) == []
+
+
+def test_a_pipeline_step_launches_a_tuner_stops_it_and_deletes_it_with_nothing_but_that(place: Place) -> None:
+    """The tuner's pod has the base, the step the overlay of a profile; trials have sidecars, which take their time."""
+    store = shared_server()
+    image = os.environ.get("HPO_E2E_HPO_IMAGE")
+    if not image:
+        pytest.skip("HPO_E2E_HPO_IMAGE names no image of the engine: that its pod may do enough is unproven")
+    place.apply("overlays/kubeflow-profile")
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    given = [f"--from-literal={name}={store[name]}" for name in names]
+    kubectl("-n", place.name, "create", "secret", "generic", "hpo-store", *given)
+    kubectl("-n", place.name, "create", "serviceaccount", "pipeline-runner")
+    hpo = user(place, "pipeline-runner", HPO_IMAGE=image)
+    for _ in range(2):
+        hpo("launch", "small.yaml", "--backend", "kubernetes")
+        eventually(
+            lambda: place.kube.list("v1", "Pod", namespace=place.name, selector=LABEL_EXPERIMENT), "a trial runs"
+        )
+        hpo("stop", "small")
+        eventually(lambda: set(ours(place)) <= {"ConfigMap"}, "all but the experiment's owner has gone")
+    hpo("launch", "small.yaml", "--backend", "kubernetes")
+    assert "succeeded because max trial count has reached" in hpo("wait", "small")
+    hpo("delete", "small")
+    eventually(lambda: ours(place) == [], "all has gone")
 
 
 def ours(place: Place) -> list[str]:
     """The kinds of what is there of the experiment."""
-    found = [place.kube.list(*kind, namespace=place.name, selector=LABEL_EXPERIMENT) for kind in OURS]
+    listed = itertools.product(OURS, (LABEL_EXPERIMENT, LABEL_TUNER))
+    found = [place.kube.list(*kind, namespace=place.name, selector=label) for kind, label in listed]
     return [item["kind"] for items in found for item in items if not item["metadata"].get("deletionTimestamp")]
 
 
