@@ -1,6 +1,8 @@
 """A real tuner that kills itself, with SIGKILL, just before its n-th store or launcher call; n of 0 is never.
 
-    python -m tests.scenarios.killing_tuner EXPERIMENT.yaml STORE N
+    python -m tests.scenarios.killing_tuner EXPERIMENT.yaml STORE N [BACKEND]
+
+In a cluster each request to the API server is a call, in place of those to the launcher.
 
 It prints how many calls it made when it lives to the end.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core.experiment import Experiment
-from hpo_core.lint import load_experiment
+from hpo_core.lint import KUBERNETES, load_experiment
 from hpo_core.tuner import Place, run_experiment
 
 
@@ -66,14 +68,18 @@ class FusedPlace(Place):
         return Fused(super().objects, self.fuse)
 
     def launcher(self, experiment: Experiment, *, parallel: int) -> Any:
-        return Fused(super().launcher(experiment, parallel=parallel), self.fuse)
+        launcher = super().launcher(experiment, parallel=parallel)
+        return launcher if self.backend == KUBERNETES else Fused(launcher, self.fuse)
+
+    def kube(self, experiment: Experiment) -> Any:
+        return Fused(super().kube(experiment), self.fuse)
 
 
 def main() -> None:
-    file, store, calls = sys.argv[1:]
-    place = Place.of(store, Path(file).parent)
+    file, store, calls, *backend = sys.argv[1:]
+    place = Place.of(store, Path(file).parent, *backend)
     fuse = Fuse(int(calls))
-    run_experiment(load_experiment(file), FusedPlace(place.uri, place.directory, fuse=fuse))
+    run_experiment(load_experiment(file), FusedPlace(place.uri, place.directory, place.backend, fuse=fuse))
     print(fuse.count)
 
 
