@@ -18,8 +18,9 @@ from hpo_core import __version__
 from hpo_core.errors import LaunchError, Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
-from hpo_core.launch.cluster.diagnosis import Document, ending, event_trouble, pod_trouble
+from hpo_core.launch.cluster.diagnosis import event_trouble, pod_trouble
 from hpo_core.launch.cluster.dress import ISTIO, owner_reference
+from hpo_core.launch.cluster.endings import Document, ending
 from hpo_core.launch.cluster.sidecar import STORE_SECRET
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner.background import REFUSED

@@ -18,11 +18,10 @@ from hpo_core.errors import HpoError, NotFound, TransientError
 
 TAIL_LINES = 500
 """How many lines are read once more after the end."""
-LOOK_AGAIN_S = 0.2
-"""How often a log that has ended while its container seems to run is asked for again."""
-LONGEST_WAIT_S = 5.0
-PIECE_BYTES = 64 << 10
-END_PATIENCE_S = 20.0
+LOOK_AGAIN_S, LONGEST_WAIT_S = 1.0, 5.0
+"""How long is waited, at first and at most, before a log that ended is asked for again, unless its container's end is
+told: the container may have been restarted, or the connection cut."""
+END_PATIENCE_S = 120.0
 """How long, after a container's end, an API server that is out of reach is waited for, for the last lines."""
 
 _log = logging.getLogger(__name__)
@@ -32,32 +31,60 @@ Time = tuple[str, str]
 _ZONE = re.compile(rb"(Z|[+-]\d\d:\d\d)$")
 
 
+class Reading(Protocol):
+    """A log that is being read."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield it, each line behind its time, in pieces that end anywhere."""
+        ...
+
+    def close(self) -> None:
+        """End it, from any thread."""
+        ...
+
+
 class LogSource(Protocol):
     """Where a container's log is read."""
 
-    def __call__(self, *, follow: bool, since_time: str, tail_lines: int | None) -> Iterable[bytes]:
-        """Yield the log, each line behind its time, in pieces that end anywhere."""
+    def __call__(self, *, follow: bool, since_time: str, tail_lines: int | None) -> Reading:
+        """Begin to read it."""
         ...
 
 
 class Joint:
-    """Joins readings of one log that overlap: takes lines with their times, gives those that are new."""
+    """Joins readings of one log that overlap: takes lines with their times, gives those that are new.
+
+    Lines of one second are told apart by counting them: what a container prints to its two streams at once need not
+    be in the order of its times.
+
+    Attributes:
+        has_gap: Whether the reading that began last lacks the lines that it should have begun with.
+    """
 
     def __init__(self) -> None:
-        self._last: Time = ("", "")
+        self.has_gap = False
+        self._newest: Time = ("", "")
+        self._begin: Time = ("", "")  # the first line of the newest second
+        self._count = 0  # lines that were seen from it on
         self._zone = "Z"
-        self._repeated = 0  # lines that were seen with the last time
-        self._to_skip = 0
         self._partial = b""
+        self._to_skip = 0
+        self._is_first = self._is_joining = False
 
     @property
     def since(self) -> str:
-        """The second of the last line, from which a next reading has to begin; "" before the first line."""
-        return f"{self._last[0]}{self._zone}" if self._last[0] else ""
+        """The second of the newest line, from which a next reading has to begin; "" before the first line."""
+        return f"{self._begin[0]}{self._zone}" if self._count else ""
 
     def restart(self) -> None:
         """Expect a reading from `since` on."""
-        self._to_skip, self._partial = self._repeated, b""
+        self._partial, self._to_skip, self.has_gap = b"", self._count, False
+        self._is_first = self._is_joining = self._count > 0
+
+    def restart_at_tail(self) -> None:
+        """Expect a reading that begins anywhere."""
+        self.restart()
+        self._to_skip, self._is_first = 0, False
 
     def feed(self, piece: bytes) -> bytes:
         """Take in a piece of a reading; returns the new lines in it, without their times."""
@@ -72,21 +99,31 @@ class Joint:
 
     def is_behind(self, first: bytes) -> bool:
         """Tell whether a line lies beyond what was read, so that others may be missing before it."""
-        return _time_of(first) > self._last
+        return _time_of(first) > self._newest
 
     def _new(self, lines: Iterable[bytes]) -> Iterator[bytes]:
         for line in lines:
             at = _time_of(line)
-            if at < self._last:
+            if self._is_joining and self._was_seen(at):
                 continue
-            if at > self._last:
-                self._last, self._repeated, self._to_skip = at, 0, 0
-                self._zone = _zone_of(line)
-            elif self._to_skip:
-                self._to_skip -= 1
-                continue
-            self._repeated += 1
+            self._is_joining = False
+            if at[0] > self._begin[0]:
+                self._begin, self._count, self._zone = at, 0, _zone_of(line)
+            self._count += at[0] >= self._begin[0]
+            self._newest = max(self._newest, at)
             yield line.partition(b" ")[2] + b"\n"
+
+    def _was_seen(self, at: Time) -> bool:
+        """Tell whether a line of a reading that overlaps was seen: by its place, else by its time."""
+        if self._is_first:
+            self._is_first = False
+            if at != self._begin:  # those before it were rotated away, or this is another instance's log
+                self.has_gap, self._to_skip = at > self._newest, 0
+        if self._to_skip:
+            self._to_skip -= 1
+            self._is_joining = self._to_skip > 0
+            return True
+        return at <= self._newest
 
 
 class LogFollower:
@@ -101,24 +138,29 @@ class LogFollower:
     def __init__(self, source: LogSource, give: Callable[[bytes, int], None], ended: Callable[[], None]) -> None:
         self._source, self._give, self._ended = source, give, ended
         self._joint = Joint()
+        self._reading: Reading | None = None
+        self._was_cut = False
         self._over, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="log", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Take in that the container has ended, so that its log has an end. Idempotent."""
+        """Take in that the container has ended for good, so that its log has an end. Idempotent."""
         self._over.set()
 
     def close(self) -> None:
-        """Give nothing more. Idempotent."""
+        """Give nothing more, and let the thread end. Idempotent."""
         self._closed.set()
         self._over.set()
+        if (reading := self._reading) is not None:
+            reading.close()
 
     def _follow(self) -> None:
         try:
             self._read_to_the_end()
         except HpoError as error:
             _log.warning("log.ended reason=%s", error)
+            self._hand_over(b"", missing=1)
         finally:
             if not self._closed.is_set():
                 self._ended()
@@ -128,40 +170,51 @@ class LogFollower:
         while not self._closed.is_set():
             was_over = self._over.is_set()  # asked before the reading, which is then the last one
             try:
-                self._read(follow=True, tail_lines=None)
+                self._read()
                 if was_over:
                     self._read_tail()
                     return
-                wait_s = LOOK_AGAIN_S
+                self._was_cut = False
             except NotFound:
                 if self._over.is_set():
                     return  # the pod has been removed
             except TransientError as error:
                 _log.info("log.reconnects reason=%s", error)
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                self._was_cut = True
                 patience_s -= wait_s if was_over else 0.0
                 if patience_s <= 0:
-                    return
+                    raise
             if was_over:
                 self._closed.wait(wait_s)
             else:
                 self._over.wait(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    def _read(self, *, follow: bool, tail_lines: int | None) -> None:
+    def _read(self) -> None:
         self._joint.restart()
-        for piece in self._source(follow=follow, since_time=self._joint.since, tail_lines=tail_lines):
-            self._hand_over(self._joint.feed(piece))
-            if self._closed.is_set():
-                return
-        self._hand_over(self._joint.close())
+        for piece in self._opened(self._source(follow=True, since_time=self._joint.since, tail_lines=None)):
+            self._hand_over(self._joint.feed(piece), missing=self._gap())
+        self._hand_over(self._joint.close(), missing=self._gap())
+
+    def _gap(self) -> int:
+        """What is known to be missing where a reading does not join up: after a cut only, else it is a restart."""
+        missing = int(self._joint.has_gap and self._was_cut)
+        self._joint.has_gap = False
+        return missing
 
     def _read_tail(self) -> None:
         """Read the last lines once more; those that do not join up with what was read have others before them."""
-        tail = b"".join(self._source(follow=False, since_time="", tail_lines=TAIL_LINES))
+        tail = b"".join(self._opened(self._source(follow=False, since_time="", tail_lines=TAIL_LINES)))
         first = tail.partition(b"\n")[0]
         missing = 1 if first and tail.count(b"\n") >= TAIL_LINES and self._joint.is_behind(first) else 0
-        self._joint.restart()
+        self._joint.restart_at_tail()
         self._hand_over(self._joint.feed(tail) + self._joint.close(), missing=missing)
+
+    def _opened(self, reading: Reading) -> Iterator[bytes]:
+        self._reading = reading
+        if self._closed.is_set():
+            reading.close()
+        return iter(reading)
 
     def _hand_over(self, data: bytes, *, missing: int = 0) -> None:
         if (data or missing) and not self._closed.is_set():
