@@ -7,12 +7,20 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint types e2e bench compile clean help
+# make image IMAGE=registry.example/team/hpo-python:0.1.0 BASE=python:3.11-slim; BUILD_FLAGS are the builder's own
+IMAGE ?= kfp-hpo/hpo-python:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' hpo_core/__init__.py)
+BASE ?=
+BUILD_FLAGS ?=
+BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
+
+.PHONY: demo test lint types e2e e2e-full image bench compile clean help
 
 help:
 	@echo "make demo     tune and retrain a digit classifier with the shipped pipeline, on this machine"
 	@echo "make test     lint, types and tests"
-	@echo "make e2e      tests that need more than Python: a browser, and the S3 server that AWS_ENDPOINT_URL names"
+	@echo "make e2e      tests that need more than Python: a browser, an S3 server, a cluster; CONTRIBUTING.md says how they are named"
+	@echo "make e2e-full the same with every kill point in a cluster, which takes a quarter of an hour more"
+	@echo "make image    the image that components and tuners run in: make image IMAGE=registry.example/team/hpo-python:0.1.0"
 	@echo "make bench    what our own work costs"
 	@echo "make compile  make the component and pipeline YAML anew"
 	@echo "make clean    remove the environment, build files and the demo's records"
@@ -32,6 +40,13 @@ types: $(VENV)/dev.stamp
 
 e2e: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m e2e tests -rs
+
+e2e-full: $(VENV)/dev.stamp
+	HPO_E2E_KILL_STEP=1 $(BIN)/python -m pytest -m e2e tests -rs
+
+image:
+	@test -n "$(BUILDER)" || { echo "an image is built by docker, podman or buildah, and none is here"; exit 1; }
+	$(BUILDER) build -f docker/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) $(BUILD_FLAGS) -t $(IMAGE) .
 
 bench: $(VENV)/dev.stamp
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.benchmarks.overhead

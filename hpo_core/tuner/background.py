@@ -23,7 +23,7 @@ from hpo_core.experiment import Experiment, dump_yaml
 from hpo_core.lint import LOCAL, lint
 from hpo_core.objects.lease import LEASE_S
 from hpo_core.store import TUNING, ExperimentStore
-from hpo_core.tuner.foreground import check_store, run_experiment
+from hpo_core.tuner.foreground import check_permissions, check_store, run_experiment
 from hpo_core.tuner.interruption import Interruption
 from hpo_core.tuner.place import Handle, Place
 
@@ -75,6 +75,7 @@ def start_tuner(experiment: Experiment, place: Place) -> None:
         if not _runs_the_same(store, experiment):
             raise store.refusal()
         return
+    check_permissions(place, experiment, launching=True)
     # Imported here: the Kubernetes client is dear, and local tuners need none.
     from hpo_core.tuner import cluster_job
 

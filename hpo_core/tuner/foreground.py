@@ -55,6 +55,8 @@ def run_experiment(
     check_store(there)
     if there.backend == LOCAL:
         images.find_local_image(experiment.template.primary_image, there.images_root)
+    else:
+        check_permissions(there, experiment)
     site = there.launcher(experiment, parallel=1).site if there.backend == LOCAL else ""
     with store.lease(describe_owner(TUNING, site)), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
@@ -90,6 +92,25 @@ def check_store(place: Place) -> None:
     if place.backend != LOCAL and folder_of(place.uri) is not None:
         message = f"{place.uri} is a folder of this machine; for trials in a cluster give s3://BUCKET/PREFIX"
         raise SpecError([Problem("--store", message)])
+
+
+def check_permissions(place: Place, experiment: Experiment, *, launching: bool = False) -> None:
+    """Make sure that nothing will be refused in the cluster half-way.
+
+    Args:
+        place: Whose backend is a cluster.
+        experiment: What is to be run.
+        launching: Whether only a tuner's Job is to be started.
+
+    Raises:
+        SpecError: We may not do all that is needed; each sentence says what grants it.
+    """
+    from hpo_core.launch.cluster import permissions
+
+    ask = permissions.missing_to_launch if launching else permissions.missing
+    told = ask(place.kube(experiment), experiment)
+    if told:
+        raise SpecError([Problem("", sentence) for sentence in told])
 
 
 def run(experiment: Experiment, store: str = "./.hpo", directory: str | Path = ".") -> loop.Snapshot:

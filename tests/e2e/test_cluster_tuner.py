@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ import pytest
 import yaml
 
 from hpo_core.kube import Kube
+from hpo_core.launch.cluster.sidecar import STORE_SECRET
 from hpo_core.manifest import LABEL_UID
-from hpo_core.tuner.cluster_job import LABEL_TUNER, STORE_SECRET
+from hpo_core.tuner.cluster_job import LABEL_TUNER
 from tests.contracts.cluster_machine import cluster_image, namespace
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
@@ -26,20 +28,13 @@ from tests.scenarios.folders import EXPERIMENT, Folder, eventually
 pytestmark = pytest.mark.e2e
 
 PATIENCE_S = 120.0
-OURS = ("Job", "Pod", "ConfigMap")
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 POD = {
     "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
     "terminationGracePeriodSeconds": 1,
 }
 CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-VERBS = {
-    ("batch", "jobs"): ["create", "get", "list", "watch", "patch", "delete", "deletecollection"],
-    ("", "configmaps"): ["create", "get", "delete"],
-    ("", "pods"): ["get", "list", "watch"],
-    ("", "pods/log"): ["get"],
-    ("", "events"): ["list", "watch"],
-}
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("HPO_IMAGE", ours)
     kube = Kube.connect()
     with namespace(kube, RESTRICTED) as where:
-        grant(kube, where)
+        command = ["kubectl", "apply", "-n", where, "-k", str(ROOT / "manifests/base")]
+        subprocess.run(command, check=True, capture_output=True)
         kube.create(
             {
                 "apiVersion": "v1",
@@ -112,24 +108,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         )
         uri = f"s3://kfp-hpo-tests/{secrets.token_hex(6)}"
         yield Place(kube, where, Folder.make(tmp_path / "user", experiment(image, 2), uri=uri))
-
-
-def grant(kube: Kube, where: str) -> None:
-    """Give the tuner's service account what it needs, and no more."""
-    rbac = "rbac.authorization.k8s.io"
-    kube.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "hpo-tuner", "namespace": where}})
-    rules = [{"apiGroups": [group], "resources": [name], "verbs": verbs} for (group, name), verbs in VERBS.items()]
-    named = {"name": "hpo-tuner", "namespace": where}
-    kube.create({"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": named, "rules": rules})
-    kube.create(
-        {
-            "apiVersion": f"{rbac}/v1",
-            "kind": "RoleBinding",
-            "metadata": named,
-            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "hpo-tuner"},
-            "subjects": [{"kind": "ServiceAccount", **named}],
-        }
-    )
 
 
 def test_a_launched_experiment_tunes_in_the_cluster_and_deleting_it_leaves_nothing(place: Place) -> None:
@@ -159,7 +137,7 @@ def test_a_tuner_whose_pod_is_deleted_is_started_anew_and_follows_the_trials(pla
     place.wait()
     records = place.records()
     assert [record["condition"] for record in records] == ["Succeeded"] * 4
-    assert [[attempt["outcome"] for attempt in record["attempts"]][-1] for record in records] == [""] * 4
+    assert [len(record["attempts"]) for record in records] == [1] * 4
     assert len(place.tuner_jobs()) == 1
 
 
@@ -172,6 +150,15 @@ def test_a_tuner_job_deleted_by_hand_is_noticed_by_wait_and_a_new_one_adopts_the
     place.wait()
     assert job not in place.tuner_jobs()
     assert [record["condition"] for record in place.records()] == ["Succeeded"] * 4
+    assert [len(record["attempts"]) for record in place.records()] == [1] * 4
+
+
+def test_a_missing_permission_is_told_with_what_grants_it_before_anything_is_created(place: Place) -> None:
+    place.kube.delete("rbac.authorization.k8s.io/v1", "Role", "hpo-tuner", namespace=place.name)
+    refused = place.folder.hpo("launch", "small.yaml", "--backend", "kubernetes", "--namespace", place.name)
+    assert refused.returncode == 2
+    assert "kubectl apply" in refused.stderr
+    assert [name for name in place.left() if "tuner" not in name] == []
 
 
 def test_stopping_leaves_no_job_no_pod_and_the_next_launch_goes_on(place: Place) -> None:

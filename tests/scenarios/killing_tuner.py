@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core.experiment import Experiment
-from hpo_core.lint import KUBERNETES, load_experiment
+from hpo_core.lint import AUTO, KUBERNETES, load_experiment
 from hpo_core.tuner import Place, run_experiment
 
 
@@ -77,7 +77,7 @@ class FusedPlace(Place):
 
 def main() -> None:
     file, store, calls, *backend = sys.argv[1:]
-    place = Place.of(store, Path(file).parent, *backend)
+    place = Place.of(store, Path(file).parent, backend[0] if backend else AUTO)
     fuse = Fuse(int(calls))
     run_experiment(load_experiment(file), FusedPlace(place.uri, place.directory, place.backend, fuse=fuse))
     print(fuse.count)
