@@ -392,7 +392,7 @@ class Run:
             self._patiently(self._store.confirm)
         for trial in trials:
             begun = trial.condition is TrialCondition.RUNNING
-            label = attempt_label(trial)
+            label = attempt_label(trial) if self.experiment.settings.keep_models else ""
             job = make_job(self.experiment, trial.assignments, trial.name, begun=begun, label=label)
             self._patiently(self._launcher.submit, job)
             self._followers[trial.name] = Follower(self.experiment)
