@@ -33,6 +33,13 @@ _CONDITIONS = {
     }.items()
 }
 
+_MASTER = {"training.kubeflow.org/job-role": "master"}
+_PRIMARY_LABELS: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(("TFJob", "PyTorchJob", "XGBoostJob", "MPIJob"), _MASTER),
+    "TrainJob": {"jobset.sigs.k8s.io/replicatedjob-name": "node", "batch.kubernetes.io/job-completion-index": "0"},
+}
+"""Labels of the primary pod, by kind, where the document names none; as Katib has them."""
+
 
 def read_template(spec: Node, parameters: tuple[ParameterSpec, ...]) -> TrialTemplate | None:
     """Read `trialTemplate` of an experiment's spec; None, and problems, when there is none that can be looked at."""
@@ -65,8 +72,9 @@ def read_template(spec: Node, parameters: tuple[ParameterSpec, ...]) -> TrialTem
     if trial_spec is None:
         return None
     _check_workload(trial_spec, node)
-    success, failure = _CONDITIONS.get(str(trial_spec.value.get("kind")), ("", ""))
-    labels = node.child("primaryPodLabels")
+    kind, labels = str(trial_spec.value.get("kind")), node.child("primaryPodLabels")
+    success, failure = _CONDITIONS.get(kind, ("", ""))
+    marks = labels.value if labels else _PRIMARY_LABELS.get(kind, {})
     template = TrialTemplate(
         trial_spec=trial_spec.value,
         trial_parameters=_read_trial_parameters(node),
@@ -74,7 +82,7 @@ def read_template(spec: Node, parameters: tuple[ParameterSpec, ...]) -> TrialTem
         retain=node.value.get("retain") is True,
         success_condition=node.text("successCondition") or success,
         failure_condition=node.text("failureCondition") or failure,
-        primary_pod_labels={str(k): str(v) for k, v in labels.value.items()} if labels else {},
+        primary_pod_labels={str(name): str(value) for name, value in marks.items()},
     )
     for name in ("successCondition", "failureCondition"):
         wrong = gjson.check(node.text(name))

@@ -121,6 +121,36 @@ def test_what_is_not_given_has_katibs_default() -> None:
     assert experiment.settings.max_attempts == 3
 
 
+@pytest.mark.parametrize(
+    ("workload", "given", "expected"),
+    [
+        ("Job", None, {}),
+        ("PyTorchJob", None, {"training.kubeflow.org/job-role": "master"}),
+        ("TFJob", {"role": "chief"}, {"role": "chief"}),
+        (
+            "TrainJob",
+            None,
+            {"jobset.sigs.k8s.io/replicatedjob-name": "node", "batch.kubernetes.io/job-completion-index": "0"},
+        ),
+    ],
+)
+def test_the_labels_of_the_primary_pod_are_katibs_by_kind_unless_the_user_chose(
+    workload: str, given: dict[str, str] | None, expected: dict[str, str]
+) -> None:
+    changes = {"spec.trialTemplate.trialSpec.kind": workload, "spec.trialTemplate.primaryPodLabels": given}
+    template = read(changes).template
+    assert template is not None
+    assert template.primary_pod_labels == expected
+
+
+def test_a_collector_of_kind_file_reads_katibs_file_or_the_one_that_is_named() -> None:
+    collector = {"collector": {"kind": "File"}}
+    named = {**collector, "source": {"fileSystemPath": {"path": "/logs/m.txt", "kind": "File", "format": "TEXT"}}}
+    assert read({"spec.metricsCollectorSpec": collector}).metrics_file == "/var/log/katib/metrics.log"
+    assert read({"spec.metricsCollectorSpec": named}).metrics_file == "/logs/m.txt"
+    assert read({"spec.metricsCollectorSpec": {"collector": {"kind": "StdOut"}}}).metrics_file == ""
+
+
 @pytest.mark.parametrize(("most", "parallel"), [(1, 1), (2, 2), (3, 3), (12, 3)])
 def test_without_a_parallel_trial_count_it_is_three_or_the_whole_budget(most: int, parallel: int) -> None:
     draft = read({"spec.maxTrialCount": most, "spec.parallelTrialCount": REMOVED, "spec.maxFailedTrialCount": REMOVED})

@@ -66,6 +66,39 @@ def test_every_side_adds_its_problems_to_one_list() -> None:
     ]
 
 
+FROM_FILE = {"collector": {"kind": "File"}, "source": {"fileSystemPath": {"path": "/app/metrics.log"}}}
+
+
+def test_metrics_from_a_file_are_refused_on_this_machine_where_all_trials_would_write_the_same_one() -> None:
+    document = copy.deepcopy(DOCUMENT)
+    document["spec"]["metricsCollectorSpec"] = FROM_FILE
+    (problem,) = lint(dump_yaml(document), backend="local").findings.problems
+    assert problem.path == "spec.metricsCollectorSpec.collector.kind"
+    assert problem.message.endswith(
+        "let the trainer print its metrics and write StdOut, or run it with --backend kubernetes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "hidden"),
+    [
+        (["python3", "/app/mnist.py"], "/app/mnist.py"),
+        (["python3", "/opt/mnist.py", "--log", "/app/metrics.log"], ""),
+        (["python3", "/application/mnist.py"], ""),
+    ],
+)
+def test_a_metrics_file_beside_the_program_hides_it_in_a_cluster_which_is_told(command: list[str], hidden: str) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    document["spec"]["metricsCollectorSpec"] = FROM_FILE
+    pod = document["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]
+    pod["containers"][0]["command"] = [*command, "${trialParameters.learningRate}", "${trialParameters.momentum}"]
+    draft = lint(dump_yaml(document), backend="kubernetes")
+    told = [str(warning) for warning in draft.findings.warnings if "an empty volume" in str(warning)]
+    assert draft.findings.problems == []
+    assert len(told) == (1 if hidden else 0)
+    assert all(hidden in warning for warning in told)
+
+
 def test_a_file_that_is_not_there_is_told_with_its_path() -> None:
     with pytest.raises(SpecError, match=r"nowhere\.yaml: cannot be read: No such file or directory"):
         load_experiment("nowhere.yaml")

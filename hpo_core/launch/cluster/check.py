@@ -43,8 +43,8 @@ def check(draft: Draft) -> None:
 def _check_metrics_folder(draft: Draft, container: Mapping[str, Any], where: str) -> None:
     """Warn where the volume for the metrics file would hide what the container runs."""
     folder = posixpath.dirname(draft.metrics_file)
-    words = [*(container.get("command") or []), *(container.get("args") or []), container.get("workingDir") or ""]
-    for word in map(str, words):
+    lines = [given for given in (container.get("command"), container.get("args")) if isinstance(given, list)]
+    for word in map(str, [word for line in lines for word in line] + [container.get("workingDir")]):
         if word == folder or (word.startswith(f"{folder}/") and word != draft.metrics_file):
             draft.findings.warn(
                 where,

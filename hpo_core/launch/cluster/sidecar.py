@@ -205,7 +205,7 @@ def _share_metrics(pod: Changing, primary: Changing, path: str) -> tuple[str, li
     folder, name = posixpath.split(path)
     if folder == OUTPUT_FOLDER or folder.startswith(f"{OUTPUT_FOLDER}/"):
         return path, []
-    given = [mount for mount in primary.get("volumeMounts") or [] if str(mount["mountPath"]).rstrip("/") == folder]
+    given = [mount for mount in primary.get("volumeMounts") or [] if str(mount.get("mountPath")).rstrip("/") == folder]
     if given:
         mount = {**given[0], "mountPath": METRICS_FOLDER, "readOnly": True}
     else:
