@@ -208,7 +208,7 @@ def _read_settings(annotations: Node) -> Settings:
             hint = near_miss(name, ANNOTATIONS)
             suffix = f"did you mean {hint}?" if hint else f"known are {', '.join(ANNOTATIONS)}"
             annotations.findings.problem(path, f"unknown annotation of ours, {suffix}")
-        elif name.endswith("-deadline"):
+        elif name.endswith(("-deadline", "-timeout")):
             seconds = parse_duration(str(value))
             if seconds is not None:
                 values[f"{name.removeprefix(ANNOTATION_PREFIX).replace('-', '_')}_s"] = seconds

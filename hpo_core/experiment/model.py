@@ -150,6 +150,9 @@ class Settings:
     pending_deadline_s: float = _setting(
         "pending-deadline", "a trial that no node can take for so long is given up: 90s, 15m, 2h", 3600.0
     )
+    unattended_timeout_s: float | None = _setting(
+        "unattended-timeout", "an experiment that nobody waits for any more is suspended after so long: 15m, 2h"
+    )
     max_attempts: int = _setting("max-attempts", "how often a trial is started that was lost, not failed", 3)
     keep_models: int = _setting("keep-models", "of how many of the best trials the output directory is kept", 1)
 

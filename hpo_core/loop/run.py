@@ -14,6 +14,7 @@ from datetime import datetime
 from hpo_core.errors import AlgorithmError, Conflict, HpoError, SpecError
 from hpo_core.experiment import Experiment, with_budgets
 from hpo_core.launch import Exited, Launcher, Output, Started
+from hpo_core.loop.attendance import Attendance
 from hpo_core.loop.best_few import BestFew
 from hpo_core.loop.clock import Clock, SystemClock, time_text
 from hpo_core.loop.patience import PATIENCE_S, Patience
@@ -97,6 +98,8 @@ class Run:
         self._clock = clock or SystemClock()
         self._should_stop = should_stop
         self._patiently = Patience(self._clock, patience_s=patience_s, gave_up=should_stop)
+        unattended_s = experiment.settings.unattended_timeout_s
+        self._attendance = Attendance(store, self._clock, self._patiently, unattended_s)
         self._followers: dict[str, Follower] = {}
         self._numbers: dict[str, int] = {}
         self._exhausted = self._suspending = False
@@ -309,7 +312,7 @@ class Run:
     def _look_for_requests(self) -> bool:
         """Take up what this process and others ask for; true when something came of it that is worth showing."""
         changed = False
-        if self._should_stop():
+        if self._should_stop() or self._attendance.is_over:
             self._suspend()
         if self._clock.monotonic() >= self._inbox_at:
             self._inbox_at = self._clock.monotonic() + INBOX_S

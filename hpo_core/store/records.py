@@ -284,6 +284,17 @@ class ExperimentStore:
             self._lock = None
             lock.release()
 
+    def attend(self) -> None:
+        """Say that somebody waits for the experiment; for those who do, not for the writer."""
+        self._put("attended", "")
+
+    def attended_s(self) -> float | None:
+        """Return how long ago somebody last said that he waits, in seconds by the store's clock; None for never."""
+        try:
+            return self.objects.get(f"{self._prefix}attended").age_s
+        except NotFound:
+            return None
+
     def confirm(self) -> None:
         """Make sure that this process is still the one writer, before it does what cannot be undone.
 

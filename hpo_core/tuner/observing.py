@@ -19,6 +19,8 @@ from hpo_core.tuner.place import Place, launched_place
 
 POLL_S = 0.1
 """How often a waiting process looks for its own end."""
+ATTEND_S = 10.0
+"""How often a waiting process says that it waits."""
 ANSWER_S = 30.0
 """How long the tuner may take to deal with a request."""
 
@@ -52,7 +54,11 @@ def wait(
     experiment = patiently(store.load)
     restarted = False
     shown: Progress | None = None
+    attend_at = 0.0
     while not should_stop():
+        if time.monotonic() >= attend_at:
+            attend_at = time.monotonic() + ATTEND_S
+            patiently(store.attend)
         held = patiently(store.is_held)  # asked before the status is read: who is gone has written his last
         seen = patiently(read_status, store)
         if seen is not None and seen.progress != shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hpo_core import loop
 from hpo_core.errors import Conflict
 from hpo_core.launch import Job
 from hpo_core.loop.best_few import BestFew
+from hpo_core.search import make_search
 from hpo_core.store import EDIT, STOP_TRIAL, Request
 from hpo_core.trial import MetricSummary, Observation, Trial, TrialCondition
 from tests.contracts.scripted_launcher import Play, ScriptedLauncher, ScriptedMachine, flags
@@ -172,3 +174,19 @@ def test_a_run_that_is_left_leaves_its_trials_running_for_the_next_one() -> None
     assert here.machine.stops == []
     assert loop.run(here.run()).verdict.reason == "ExperimentMaxTrialsReached"
     assert set(here.machine.starts.values()) == {1}
+
+
+@pytest.mark.parametrize("attended", [False, True])
+def test_an_experiment_that_nobody_waits_for_is_suspended_after_its_time_and_another_is_not(attended: bool) -> None:
+    here = world(lambda job: Play(("loss=1",), turns=30), maxTrialCount=1, parallelTrialCount=1)
+    here.experiment = replace(here.experiment, settings=replace(here.experiment.settings, unattended_timeout_s=0.2))
+
+    def show(run: loop.Run, changed: bool) -> None:  # noqa: ARG001  the loop's
+        time.sleep(0.02)
+        if attended:
+            here.store.attend()
+
+    launcher = ScriptedLauncher(here.machine)
+    run = loop.Run(here.experiment, here.store, launcher, make_search(here.experiment), clock=loop.SystemClock())
+    reason = loop.run(run, show).verdict.reason
+    assert reason == ("ExperimentMaxTrialsReached" if attended else "ExperimentSuspended")
