@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hpo_core.cli import show
 from hpo_core.errors import HpoError
@@ -24,6 +25,8 @@ from hpo_core.lint import lint, read_text
 from hpo_core.publish import read_status
 from hpo_core.store import ExperimentStore, list_experiments
 from hpo_core.tuner import Interruption, Place, request_stop, wait_for_stop
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -66,7 +69,7 @@ def _run_pipeline(text: str, trainer: str, store: str) -> str:
     """Run it in this process; returns why it failed, "" when it did not."""
     # kfp warns of things that are no concern of whoever runs a pipeline here: image names, resources without meaning.
     warnings.simplefilter("ignore")
-    from kfp import local
+    local = _import_runner()
 
     from pipelines.tune_and_retrain import tune_and_retrain
 
@@ -76,6 +79,18 @@ def _run_pipeline(text: str, trainer: str, store: str) -> str:
     except (RuntimeError, ValueError) as error:  # what kfp raises when a step has failed; the step has said why
         return str(error)
     return ""
+
+
+def _import_runner() -> Any:
+    """Import kfp's local runner, which looks for a package `docker`: the folder of that name here is none."""
+    path = list(sys.path)
+    sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != ROOT]
+    try:
+        from kfp import local
+        from kfp.local import task_dispatcher  # noqa: F401  it is this one that looks, when it is first used
+    finally:
+        sys.path[:] = path
+    return local
 
 
 def _stop_when_asked(
