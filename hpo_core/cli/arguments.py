@@ -22,6 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     adder = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="name")
     _add_file_commands(adder)
     _add_tuner_commands(adder)
+    _add_request_commands(adder)
     _add_result_commands(adder)
     return parser
 
@@ -112,6 +113,9 @@ def _add_tuner_commands(adder: argparse._SubParsersAction[argparse.ArgumentParse
         "hpo wait firstexperiment",
     )
     _add_name(wait)
+
+
+def _add_request_commands(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     stop = _command(
         adder,
         "stop",
