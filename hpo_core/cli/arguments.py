@@ -15,7 +15,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser; the parsed arguments hold `command`, the function to call."""
     parser = argparse.ArgumentParser(
         prog="hpo",
-        description="Tune a training program: a Katib Experiment YAML, run on this machine.",
+        description="Tune a training program: a Katib Experiment YAML, run on this machine or in a cluster.",
         epilog="Begin with `hpo run experiment.yaml`; `hpo COMMAND --help` shows an example of each command.",
     )
     parser.add_argument("--version", action="version", version=f"hpo {__version__}")
