@@ -51,6 +51,8 @@ def render(experiment: Experiment, values: Values, name: str, *, phase: str = PH
         for container in pod["containers"]:
             if container["name"] == experiment.template.primary_container_name:
                 _add_environment(container, environment)
+    if manifest["kind"] == "TrainJob":  # holds no pod template, but what its trainer gets
+        _add_environment(manifest["spec"].setdefault("trainer", {}), environment)
     return manifest
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo_core.experiment import Draft
 from hpo_core.experiment.model import pod_templates
+from hpo_core.launch.cluster.kinds import pod_label
 
 
 def check(draft: Draft) -> None:
@@ -17,10 +18,10 @@ def check(draft: Draft) -> None:
         return
     pods = list(pod_templates(template.trial_spec, f"{path}.trialSpec"))
     if not pods:
+        lost = "HPO_OUTPUT_DIR" if template.kind == "TrainJob" else "KATIB_TRIAL_NAME, HPO_PHASE or HPO_OUTPUT_DIR"
         findings.warn(
             f"{path}.trialSpec",
-            f"holds no pod template: its pods are found by the label {template.kind} gives them, and get no "
-            "KATIB_TRIAL_NAME, HPO_PHASE or HPO_OUTPUT_DIR",
+            f"holds no pod template: its pods are found by the label {pod_label(template.kind)}, and get no {lost}",
         )
     if draft.metrics_file and not pods:
         findings.problem(

@@ -15,6 +15,7 @@ from hpo_core.launch.cluster.endings import (
     Ending,
     container_status,
     container_statuses,
+    disruption,
     ending,
     failing_exit,
     last_exit,
@@ -137,6 +138,9 @@ def helper_trouble(helpers: Iterable[Document]) -> Trouble | None:
     """Tell of another pod of the workload that is broken, while the primary one may wait for it for ever."""
     for pod in helpers:
         name = pod["metadata"]["name"]
+        if why := disruption(pod):
+            told = f"its pod {name} is gone: {why}"
+            return Trouble("Lost", told, 5.0, Ending(None, "Lost", told))
         for status in (pod.get("status") or {}).get("containerStatuses") or []:
             ended = last_exit(pod, str(status.get("name")))
             restarts = int(status.get("restartCount") or 0)

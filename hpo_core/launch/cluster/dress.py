@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from hpo_core.launch.cluster.kinds import adapt
 from hpo_core.launch.cluster.pods import Changing, container_of, pod_templates
 from hpo_core.launch.cluster.sidecar import OUTPUT_FOLDER, OUTPUT_VOLUME, Duty, add_sidecar
 from hpo_core.manifest import LABEL_EXPERIMENT, LABEL_TRIAL, LABEL_UID
@@ -42,6 +43,7 @@ def dress(
         _add_output_folder(template, primary_container)
     if duty is not None:
         add_sidecar(dressed, primary_container, duty)
+    adapt(dressed, deadline_s=deadline_s)
     if dressed["kind"] == "Job":
         # Kubernetes would try a failing trainer six times more with the same values.
         dressed["spec"].setdefault("backoffLimit", 0)

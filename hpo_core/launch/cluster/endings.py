@@ -70,11 +70,11 @@ def ending(pod: Document, container: str, *, gone: bool = False) -> Ending | Non
     """
     status, ended = pod.get("status") or {}, _ended(pod, container, gone=gone)
     if ended is None and status.get("phase") != "Failed" and not gone:
-        disrupted = _disruption(pod)
+        disrupted = disruption(pod)
         return Ending(None, "Lost", disrupted) if disrupted else None
     if ended is not None and ended.get("exitCode") == 0:
         return Ending(0, "", "", str(ended.get("finishedAt") or ""))
-    if disrupted := _disruption(pod):
+    if disrupted := disruption(pod):
         return Ending(None, "Lost", disrupted, str((ended or {}).get("finishedAt") or ""))
     if ended is not None:
         by_deletion = _is_by_deletion(pod, ended) and ended.get("reason") != "OOMKilled"
@@ -159,7 +159,8 @@ def _is_by_deletion(pod: Document, ended: Document) -> bool:
     return datetime.fromisoformat(_at(ended)) >= datetime.fromisoformat(until) - grace
 
 
-def _disruption(pod: Document) -> str:
+def disruption(pod: Document) -> str:
+    """Return why a pod was, or is being, ended that is nobody's fault; "" when it is not."""
     for condition in (pod.get("status") or {}).get("conditions") or []:
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             reason = str(condition.get("reason") or "")

@@ -247,6 +247,8 @@ class Followed:
             return Exited(name, code, failed.reason, at=at)
         if failed is not None and how is not None and (how.reason or how.code):
             return Exited(name, code, how.reason, how.message, at=at)
+        if failed is not None and (helper := helper_trouble(self._helpers(primary))) is not None:
+            return self._as_given_up(helper, code, at)
         if failed is not None:
             return Exited(name, code, failed.reason or "WorkloadFailed", failed.message, at=at)
         if succeeded is not None:

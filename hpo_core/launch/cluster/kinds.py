@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from hpo_core.manifest import LABEL_TRIAL
@@ -16,8 +16,6 @@ _POD_LABELS = {
     "Workflow": "workflows.argoproj.io/workflow",
 }
 """The label in which pods name their workload, for kinds whose manifests hold no pod template to be labelled."""
-_ENVIRONMENTS = {"TrainJob": ("trainer", "env")}
-"""Where, below `spec`, kinds without a pod template take the primary container's environment."""
 _REPLICAS = ("pytorchReplicaSpecs", "tfReplicaSpecs", "xgbReplicaSpecs", "mpiReplicaSpecs")
 
 
@@ -40,18 +38,3 @@ def adapt(manifest: MutableMapping[str, Any], *, deadline_s: float | None) -> No
         for replica in (spec.get(replicas) or {}).values():
             # The operator would start a failing one anew for ever, in its own default.
             replica.setdefault("restartPolicy", "Never")
-
-
-def add_environment(manifest: MutableMapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Set variables of a trial where its kind has no pod template; above the template's own, a trial is known by them.
-
-    A kind that has no place for them is left alone.
-    """
-    path = _ENVIRONMENTS.get(manifest["kind"])
-    if path is None:
-        return
-    place: MutableMapping[str, Any] = manifest["spec"]
-    for name in path[:-1]:
-        place = place.setdefault(name, {})
-    given = [item for item in place.get(path[-1]) or [] if item.get("name") not in environment]
-    place[path[-1]] = [*given, *({"name": name, "value": value} for name, value in environment.items())]

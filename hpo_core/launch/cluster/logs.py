@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 Time = tuple[str, str]
 """Seconds and fraction of an RFC 3339 time, which sort as texts within one node's zone."""
 _ZONE = re.compile(rb"(Z|[+-]\d\d:\d\d)$")
+_BEGIN = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 class Reading(Protocol):
@@ -58,7 +59,7 @@ class Joint:
     be in the order of its times.
 
     Attributes:
-        has_gap: Whether the reading that began last lacks the lines that it should have begun with.
+        has_gap: Whether the reading that began last lacks lines that it should have begun with.
     """
 
     def __init__(self) -> None:
@@ -103,6 +104,9 @@ class Joint:
 
     def _new(self, lines: Iterable[bytes]) -> Iterator[bytes]:
         for line in lines:
+            if not _BEGIN.match(line):  # the node's own words: it has not got (all of) the log any more
+                self.has_gap |= not self._count or self._is_joining
+                continue
             at = _time_of(line)
             if self._is_joining and self._was_seen(at):
                 continue
@@ -197,8 +201,8 @@ class LogFollower:
         self._hand_over(self._joint.close(), missing=self._gap())
 
     def _gap(self) -> int:
-        """What is known to be missing where a reading does not join up: after a cut only, else it is a restart."""
-        missing = int(self._joint.has_gap and self._was_cut)
+        """What is known to be missing where a reading does not join up: after a cut, else it is another instance's."""
+        missing = int(self._joint.has_gap and (self._was_cut or not self._joint.since))
         self._joint.has_gap = False
         return missing
 
