@@ -199,6 +199,10 @@ def test_credentials_are_told_to_the_sidecar_alone_and_by_reference() -> None:
     assert [variable["name"] for variable in pod["containers"][0]["env"]] == ["HPO_OUTPUT_DIR"]
 
 
+def test_the_trainer_does_not_see_the_sidecars_process_nor_so_its_environment() -> None:
+    assert "shareProcessNamespace" not in pod_of(dressed(workload({"shareProcessNamespace": True})))
+
+
 @pytest.mark.parametrize(
     ("of_pod", "of_container", "expected"),
     [

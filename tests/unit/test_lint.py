@@ -79,6 +79,13 @@ def test_metrics_from_a_file_are_refused_on_this_machine_where_all_trials_would_
     )
 
 
+def test_processes_that_all_containers_see_are_told_to_be_left_apart_in_a_cluster() -> None:
+    document = copy.deepcopy(DOCUMENT)
+    document["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["shareProcessNamespace"] = True
+    (warning,) = lint(dump_yaml(document), backend="kubernetes").findings.warnings
+    assert warning.path.endswith("shareProcessNamespace")
+
+
 @pytest.mark.parametrize(
     ("command", "hidden"),
     [

@@ -37,6 +37,12 @@ def check(draft: Draft) -> None:
                     )
             if draft.metrics_file and container.get("name") == template.primary_container_name:
                 _check_metrics_folder(draft, container, f"{where}.containers[{index}]")
+        if pod.get("shareProcessNamespace"):
+            findings.warn(
+                f"{where}.shareProcessNamespace",
+                "is left out where outputs are kept or metrics read from a file: it would show the trainer the store's "
+                "credentials",
+            )
         if template.kind == "Job" and pod.get("restartPolicy") not in ("Never", "OnFailure"):
             findings.problem(f"{where}.restartPolicy", "must be Never or OnFailure in a Job; write Never")
 

@@ -30,7 +30,9 @@ USUAL_GRACE_S = 30
 
 _ROLES = ("Master", "Chief", "Launcher")
 """Replicas of the training operator's kinds of which there is one, and which then is the primary pod."""
-_LISTENS = "until grep -q '^SigBlk:.*[4-7c-f]...$' /proc/1/status; do sleep 0.05; done"
+_LISTENS = (
+    "i=0; until grep -q '^SigBlk:.*[4-7c-f]...$' /proc/1/status || [ $i -ge 200 ]; do i=$((i+1)); sleep 0.05; done"
+)
 """Waits until the sidecar's program keeps SIGTERM, which would be lost before; the trainer is started after that."""
 
 
@@ -167,6 +169,7 @@ def _add(pod: Changing, container_name: str, duty: Duty) -> None:
             for name, label in zip(names, duty.pod_labels, strict=True)
         ]
     pod["initContainers"] = [*(pod.get("initContainers") or []), container]
+    pod.pop("shareProcessNamespace", None)  # it would show the trainer the sidecar's environment
     given = pod.get("terminationGracePeriodSeconds")
     pod["terminationGracePeriodSeconds"] = max(
         given if isinstance(given, int) else USUAL_GRACE_S, sidecar.upload_s + MARGIN_S
