@@ -54,7 +54,7 @@ BACKS_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s 
 FULL = 'Usage of EmptyDir volume "scratch" exceeds the limit "1Mi". '
 NOWHERE = (
     "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
-    'unable to start container process: exec: "/nowhere/trainer": stat /nowhere/trainer: no such file or directory: unknown'
+    'unable to start container process: exec: "/nowhere/trainer": stat /nowhere/trainer: no such file or directory'
 )
 
 

@@ -29,6 +29,8 @@ from hpo_core.launch.cluster.sidecar import Sidecar, has_sidecar, is_working, la
 
 SETTLE_S = 10.0
 """How long, after a workload's end, the ends of its pods and the last of a lost one's log are waited for."""
+UNSEEN_S = 0.5
+"""How long, after the end of a workload that did not succeed, a pod is waited for of which nothing was told."""
 LOG_SILENCE_S = 150.0
 """How long, after its pod's end, a log that brings nothing is waited for."""
 NOT_TAKEN_UP_S, UNCLAIMED_S = 20.0, 30.0
@@ -164,7 +166,7 @@ class Followed:
             self.wants_deletion = True  # its pods go on though it has ended
         if self._success_waits(primary):
             return
-        if late or (not self._logs and (how is not None or not primary)):
+        if late or (not self._logs and (how is not None or self._had_no_pod(primary, now))):
             self.close()
             yield from (Output(self.job.name, b"", 1, stream) for stream in self._logs)
             self.is_over = True
@@ -218,6 +220,13 @@ class Followed:
     def _is_late(self, how: Ending | None, now: float) -> bool:
         waited_s = now - max(self._over_since or now, self._read_at if how is not None else 0.0)
         return waited_s >= (SETTLE_S if how is None or how.reason == "Lost" else LOG_SILENCE_S)
+
+    def _had_no_pod(self, primary: list[_Pod], now: float) -> bool:
+        """Tell whether a workload that is over seems to have had no pod, rather than one that is still to be told."""
+        if primary or self._over_since is None:
+            return False
+        succeeded = self._rules.success.holds(self.document or {}) is not None
+        return now - self._over_since >= (SETTLE_S if succeeded else UNSEEN_S)
 
     def _success_waits(self, primary: list[_Pod]) -> bool:
         """Tell whether a kind has succeeded whose pod is still bringing its output to the store."""

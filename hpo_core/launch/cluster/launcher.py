@@ -64,7 +64,7 @@ class ClusterLauncher:
         self._closed = threading.Event()
         self._followed: dict[str, Followed] = {}
         self._refused: dict[str, tuple[Document, float]] = {}
-        self._vanished: set[str] = set()
+        self._vanished: dict[str, float] = {}
         self._warnings: OrderedDict[str, list[Document]] = OrderedDict()
         self._events: list[Event] = []
         self._watches: list[Watch] = []
@@ -266,15 +266,17 @@ class ClusterLauncher:
 
     def _look_for_vanished(self) -> None:
         """Ask for the workloads that a list did not hold: they may have been created after it."""
-        for name in list(self._vanished):
+        for name, since in list(self._vanished.items()):
             followed = self._followed.get(name)
+            if time.monotonic() - since < LOOK_S:
+                continue
             with contextlib.suppress(TransientError):
                 if followed is not None and followed.document is not None:
                     try:
                         self._kube.get(self._api_version, self._kind, name, namespace=self._experiment.namespace)
                     except NotFound:
                         followed.is_gone = True
-                self._vanished.discard(name)
+                del self._vanished[name]
 
     # --- what the streams tell, in their own threads
 
@@ -325,14 +327,15 @@ class ClusterLauncher:
             there = {entry["metadata"]["name"]: entry for entry in item.items}
             for name, followed in self._followed.items():
                 followed.document = there.get(name, followed.document)
-            self._vanished = set(self._followed) - set(there)
+            self._vanished = dict.fromkeys(self._followed.keys() - there.keys(), time.monotonic())
             self._looked_at = 0.0
             return None
-        followed_or_none = self._followed.get(item.object["metadata"]["name"])
-        if followed_or_none is None:
-            return None
-        followed_or_none.document, followed_or_none.is_gone = item.object, item.type == "DELETED"
-        return followed_or_none.job.name
+        name = str(item.object["metadata"]["name"])
+        self._vanished.pop(name, None)
+        if name in self._followed:
+            self._followed[name].document = item.object
+            self._followed[name].is_gone = item.type == "DELETED"
+        return name
 
     def _on_pod(self, item: Listed | Changed) -> str | None:
         if isinstance(item, Changed):

@@ -143,7 +143,7 @@ class LogFollower:
         self._source, self._give, self._ended = source, give, ended
         self._joint = Joint()
         self._reading: Reading | None = None
-        self._was_cut = False
+        self._was_cut = self._has_news = False
         self._over, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="log", daemon=True)
         self._thread.start()
@@ -172,6 +172,7 @@ class LogFollower:
     def _read_to_the_end(self) -> None:
         wait_s, patience_s = LOOK_AGAIN_S, END_PATIENCE_S
         while not self._closed.is_set():
+            self._has_news = False
             was_over = self._over.is_set()  # asked before the reading, which is then the last one
             try:
                 self._read()
@@ -192,7 +193,7 @@ class LogFollower:
                 self._closed.wait(wait_s)
             else:
                 self._over.wait(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            wait_s = LOOK_AGAIN_S if self._has_news else min(2 * wait_s, LONGEST_WAIT_S)
 
     def _read(self) -> None:
         self._joint.restart()
@@ -222,6 +223,7 @@ class LogFollower:
 
     def _hand_over(self, data: bytes, *, missing: int = 0) -> None:
         if (data or missing) and not self._closed.is_set():
+            self._has_news = True
             self._give(data, missing)
 
 
