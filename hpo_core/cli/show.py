@@ -116,6 +116,8 @@ def retraining(done: Retraining, store: ExperimentStore, place: Place, model_dir
         print("the trainer left no model: it has to write one to the folder that HPO_OUTPUT_DIR names")
     for key in keys:
         print(f"model   {place.objects.uri}/{key}")
+    if done.message:
+        print(f"note    {done.message}")
     if model_dir:
         print(f"copy    {model_dir}")
 

@@ -32,7 +32,7 @@ class Retraining:
         assignments: The values that it was trained with.
         succeeded: Whether it ended well.
         reason: Why not, in one word; "" when it did.
-        message: The same in a sentence.
+        message: The same in a sentence; of one that succeeded, what of its output is not kept.
         metrics: The last value of everything that it printed, by name; those that are finite.
     """
 
@@ -100,7 +100,7 @@ def retrain(
         patiently(store.save_output, RETRAIN, exited.output_dir)
     elif succeeded and exited.has_receipt:
         told["output"] = label
-    reason, message = ("", "") if succeeded else explain_exit(exited, follower.reader)
+    reason, message = ("", exited.message) if succeeded else explain_exit(exited, follower.reader)
     done = Retraining(name, dict(values), succeeded, reason, message, _last_values(follower))
     patiently(store.save_derived, RECORD, json.dumps({**told, **vars(done), "running": False}))
     _discard_others(store, str(told["output"]), patiently)
