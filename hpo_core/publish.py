@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hpo_core import report
@@ -66,7 +66,8 @@ class Publisher:
     def publish(self, snapshot: Snapshot) -> None:
         """Hand over a state to be written next, in place of one that is waiting."""
         with self._lock:
-            self._snapshot = snapshot
+            waiting = self._snapshot.followed if self._snapshot is not None else ()
+            self._snapshot = replace(snapshot, followed=(*waiting, *snapshot.followed))
         self._due.set()
 
     def _work(self) -> None:
@@ -84,9 +85,10 @@ class Publisher:
     def write(self, snapshot: Snapshot) -> None:
         """Write a state now, in the caller's thread."""
         try:
-            together(self._save_printed, snapshot.followed)
-            self._curves.take(snapshot)
             write_status(self._store, snapshot, now=self._clock.now())
+            for followed in snapshot.followed:  # one after the other: the threads are the loop's
+                self._save_printed(followed)
+            self._curves.take(snapshot)
             if self._closing or snapshot.verdict.condition.is_terminal or time.monotonic() >= self._report_at:
                 began = time.monotonic()
                 write_report(self._store, snapshot.experiment, snapshot.trials, snapshot.verdict, self._curves)

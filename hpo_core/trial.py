@@ -193,7 +193,7 @@ class Trial:
             reason=f"Trial{outcome}",
             message="",
             attempts=(*self.attempts[:-1], ended, following),
-            stop_requested=None,
+            stop_requested=self.resume().stop_requested,
             log_cursor=0,
         )
 

@@ -27,9 +27,8 @@ class Attendance:
         self._look_at = 0.0
         self._is_over = False
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody has waited for so long; a run that has just begun has its time."""
+    def look(self) -> bool:
+        """Look when it is time to, and tell whether nobody has waited for so long; at its begin a run has its time."""
         now = self._clock.monotonic()
         if self._timeout_s is None or now < self._look_at or self._is_over:
             return self._is_over

@@ -80,6 +80,7 @@ class Run:
         clock: Where times come from.
         should_stop: Asked at every turn; once it is true the run suspends.
         patience_s: Seconds for which what fails transiently is tried again.
+        unattended_s: Seconds after which it suspends when nobody waits for it; None for never.
     """
 
     def __init__(
@@ -92,13 +93,13 @@ class Run:
         clock: Clock | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         patience_s: float = PATIENCE_S,
+        unattended_s: float | None = None,
     ) -> None:
         self.experiment = experiment
         self._store, self._launcher, self._search = store, launcher, search
         self._clock = clock or SystemClock()
         self._should_stop = should_stop
         self._patiently = Patience(self._clock, patience_s=patience_s, gave_up=should_stop)
-        unattended_s = experiment.settings.unattended_timeout_s
         self._attendance = Attendance(store, self._clock, self._patiently, unattended_s)
         self._followers: dict[str, Follower] = {}
         self._numbers: dict[str, int] = {}
@@ -117,6 +118,8 @@ class Run:
 
         Each open record is written anew, so that a late write of the writer before this one fails.
         """
+        self._patiently(self._store.confirm)
+        self._patiently(self._store.discard_unbegun)
         ended = sorted((t for t in self.trials if t.condition.is_terminal), key=lambda t: t.finished_seq)
         for trial in ended[-self.experiment.parallel_trial_count :]:
             self._patiently(self._launcher.forget, trial.name)  # a crash after its record left it behind
@@ -187,7 +190,10 @@ class Run:
     def abandon(self) -> None:
         """End every workload without a record, after our own work failed; a later run starts them again."""
         for name in self._followers:
-            self._launcher.stop(name)
+            try:
+                self._launcher.stop(name)
+            except HpoError as error:
+                _log.warning("trial.left_running trial=%s reason=%s", name, error)
         until = self._clock.monotonic() + ABANDON_S
         while self._followers and self._clock.monotonic() < until:
             for event in self._launcher.events(TURN_S):
@@ -238,6 +244,8 @@ class Run:
 
     def _conclude(self, exits: Sequence[Exited]) -> None:
         """Record how attempts ended: as their trials' ends, or as the reasons for next attempts."""
+        if exits:
+            self._patiently(self._store.confirm)  # logs and models are written without a condition
         retried: list[Trial] = []
         ended: list[_Ended] = []
         exits = together(lambda exited: self._patiently(settle, self._store, exited), exits)
@@ -312,11 +320,14 @@ class Run:
     def _look_for_requests(self) -> bool:
         """Take up what this process and others ask for; true when something came of it that is worth showing."""
         changed = False
-        if self._should_stop() or self._attendance.is_over:
+        if self._should_stop() or self._attendance.look():
             self._suspend()
         if self._clock.monotonic() >= self._inbox_at:
             self._inbox_at = self._clock.monotonic() + INBOX_S
-            for request in self._patiently(self._store.inbox.requests):
+            requests = self._patiently(self._store.inbox.requests)
+            if requests:
+                self._patiently(self._store.confirm)  # they are the writer's to deal with
+            for request in requests:
                 changed |= self._fulfil(request)
         return changed
 

@@ -30,7 +30,8 @@ _OURS = re.compile(r"\.lock|\..+\.\d+-[0-9a-f]{8}")
 class DirectoryStore:
     """Objects as files below a folder, which is made when something is written.
 
-    A file appears whole, by rename. Its bytes are on the disk before that, so that a power cut loses no object.
+    A file appears whole, by rename. Its bytes are on the disk before that, so that after a power cut it is whole or not
+    there, and only what was written last, with whoever wrote it, can be missing.
     """
 
     poll_s = 0.1

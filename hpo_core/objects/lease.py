@@ -25,9 +25,11 @@ from typing import Any
 from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
 from hpo_core.objects.protocol import ABSENT, Blob, ObjectStore
 
-LEASE_S = 15.0
+LEASE_S = 20.0
 """How long a holder elsewhere that no longer renews is waited for."""
 RENEWALS = 3
+HURRY = 20
+"""How often within its time a renewal that failed is tried again."""
 """How often a lease is renewed within its time."""
 
 _ours: set[str] = set()
@@ -111,14 +113,17 @@ class Lease:
             _ours.discard(self._content["id"])
 
     def _keep(self) -> None:
-        while not self._released.wait(self._lease_s / RENEWALS):
+        pause_s = self._lease_s / RENEWALS
+        while not self._released.wait(pause_s):
             try:
                 self._renew()
+                pause_s = self._lease_s / RENEWALS
             except Conflict as error:
                 _log.warning("lease.lost key=%s reason=%s", self._key, error)
                 return
             except (StoreError, TransientError) as error:
                 _log.info("lease.unrenewed key=%s reason=%s", self._key, error)
+                pause_s = self._lease_s / HURRY
 
     def _renew(self) -> None:
         with self._renewing:

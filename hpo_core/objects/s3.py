@@ -7,6 +7,7 @@ presigned address, to which any header can be added; files go through the client
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import ssl
@@ -76,7 +77,7 @@ class S3Store:
         """See `ObjectStore.put`."""
         if isinstance(data, Path):
             return self._put_file(key, data)
-        attempt = (key, data)
+        attempt = (key, hashlib.sha256(data).digest())
         try:
             tag = self._do(f"write {key} in", lambda: self._put(key, data, expect), key)
         except TransientError:

@@ -18,7 +18,7 @@ from hpo_core.objects import ABSENT, Lock, RecordStore
 from hpo_core.store.codec import difference, experiment_text, trial_from_json, trial_to_json
 from hpo_core.store.inbox import STOP, Inbox
 from hpo_core.store.together import together
-from hpo_core.trial import Trial
+from hpo_core.trial import Trial, TrialCondition
 
 TUNING, RETRAINING, DELETING, EDITING = "tuning", "retraining", "deleting", "editing"
 """What the holder of the lease is doing."""
@@ -46,6 +46,7 @@ class ExperimentStore:
         self._lock: Lock | None = None
         self._writer = ""
         self._etags: dict[int, str] = {}
+        self._unbegun: list[int] = []
         self._printing = threading.Lock()
         self._printed: dict[str, str | None] = {}
 
@@ -77,7 +78,8 @@ class ExperimentStore:
             return accepted
         if recorded.spec_hash != experiment.spec_hash:
             raise SpecError([Problem("spec", difference(recorded, experiment))])
-        if recorded.budgets == experiment.budgets or self.was_given(experiment):
+        is_record = experiment.document["metadata"].get("uid") == recorded.uid  # of an order that a tuner repeats
+        if is_record or recorded.budgets == experiment.budgets or self.was_given(experiment):
             return recorded
         accepted = experiment.accepted(recorded.uid, recorded.created)
         self.save_experiment(accepted)
@@ -121,15 +123,26 @@ class ExperimentStore:
     def trials(self) -> list[Trial]:
         """Read all trials, by number; empty when there are none.
 
+        Trials are created several at a time, and none is submitted before all of them are recorded. So a crash among
+        them may leave a gap with nothing but created ones behind it: these were never begun, and are left out.
+
         Raises:
             StoreError: A record cannot be read, was written by a newer version, or is missing between others.
         """
         found = together(self._read_trial, self.objects.list(self._prefix + "trials/"))
         found.sort(key=lambda trial: trial.number)
-        for expected, trial in enumerate(found, 1):
-            if trial.number != expected:
-                raise StoreError(f"the record of trial {expected} of {self.name!r} is missing; restore it from a copy")
-        return found
+        whole = next((at for at, trial in enumerate(found) if trial.number != at + 1), len(found))
+        if any(trial.condition is not TrialCondition.CREATED for trial in found[whole:]):
+            raise StoreError(f"the record of trial {whole + 1} of {self.name!r} is missing; restore it from a copy")
+        self._unbegun = [trial.number for trial in found[whole:]]
+        return found[:whole]
+
+    def discard_unbegun(self) -> None:
+        """Remove the records that `trials` has left out, so that their numbers can be given again."""
+        for number in self._unbegun:
+            self.objects.delete(self._trial_key(number))
+            del self._etags[number]
+        self._unbegun = []
 
     def trial(self, number: int) -> Trial:
         """Read one trial.
@@ -260,29 +273,36 @@ class ExperimentStore:
         return found
 
     @contextlib.contextmanager
-    def lease(self, owner: Mapping[str, Any]) -> Iterator[None]:
-        """Be the one writer while the context lasts; requests to stop that were there before are dropped.
+    def lease(self, owner: Mapping[str, Any], *, goes_on: bool = True) -> Iterator[None]:
+        """Be the one writer while the context lasts.
 
         Args:
             owner: Who takes it, for others to read: host, pid, purpose.
+            goes_on: Whether somebody means the experiment to go on, so that earlier requests to stop are dropped; not
+                so for a tuner that takes the place of one that died.
 
         Raises:
             Conflict: Somebody else is; the message says who.
         """
-        earlier = self.inbox.requests()
+        earlier = [request for request in self.inbox.requests() if request.kind == STOP] if goes_on else []
         lock = self.objects.lock(self._prefix + "lease", owner)
         if lock is None:
             raise self.refusal()
         self._lock, self._writer = lock, secrets.token_hex(4)
         try:
-            # Whoever starts an experiment means it; a request that comes from now on meets a writer.
+            # A request that comes from now on meets a writer.
             for request in earlier:
-                if request.kind == STOP:
-                    self.inbox.consume(request)
+                self.inbox.consume(request)
             yield
         finally:
             self._lock = None
             lock.release()
+
+    def drop_stops(self) -> None:
+        """Drop what was asked before somebody meant the experiment to go on."""
+        for request in self.inbox.requests():
+            if request.kind == STOP:
+                self.inbox.consume(request)
 
     def attend(self) -> None:
         """Say that somebody waits for the experiment; for those who do, not for the writer."""

@@ -29,7 +29,11 @@ def together(action: Callable[[_T], _R], things: Iterable[_T]) -> list[_R]:
     if len(todo) < 2:
         return [action(thing) for thing in todo]
     futures = [_pool().submit(action, thing) for thing in todo]
-    wait(futures)
+    try:
+        wait(futures)
+    finally:
+        for future in futures:  # when the waiting was interrupted
+            future.cancel()
     return [future.result() for future in futures]
 
 

@@ -59,14 +59,24 @@ def launch(experiment: Experiment, place: Place, *, run_id: str = "") -> Handle:
     return Handle(experiment.namespace, experiment.name, place.uri, place.backend, experiment.spec_hash, run_id)
 
 
-def start_tuner(experiment: Experiment, place: Place) -> None:
+def start_tuner(experiment: Experiment, place: Place, *, goes_on: bool = True) -> None:
     """Start a tuner, unless one runs this very experiment, and wait for its word.
+
+    Args:
+        experiment: As loaded.
+        place: Where its records are.
+        goes_on: Whether somebody means the experiment to go on, whatever was asked before; see `ExperimentStore.lease`.
 
     Raises:
         SpecError, Conflict, LaunchError, StoreError: As `launch`.
     """
     store = place.store(experiment.namespace, experiment.name)
-    order = {"document": dump_yaml(experiment.document), "place": asdict(place), "namespace": experiment.namespace}
+    order = {
+        "document": dump_yaml(experiment.document),
+        "place": asdict(place),
+        "namespace": experiment.namespace,
+        "goesOn": goes_on and place.backend == LOCAL,  # a Job's pods take each other's place
+    }
     if place.backend == LOCAL:
         _start_process(experiment, place, order, store)
         return
@@ -76,6 +86,8 @@ def start_tuner(experiment: Experiment, place: Place) -> None:
             raise store.refusal()
         return
     check_permissions(place, experiment, launching=True)
+    if goes_on:
+        store.drop_stops()
     # Imported here: the Kubernetes client is dear, and local tuners need none.
     from hpo_core.tuner import cluster_job
 
@@ -184,6 +196,8 @@ def main(arguments: Sequence[str]) -> int:
                 experiment,
                 place,
                 should_stop=lambda: interruption.requested,
+                goes_on=order["goesOn"],
+                watched=False,
                 ready=lambda accepted: answer({"ready": accepted.uid}),
             )
         except HpoError as error:
@@ -201,19 +215,27 @@ def _tune_in_pod(order_file: Path) -> int:
     """
     order = json.loads(order_file.read_text())
     place = Place(**order["place"])
+    begun: list[Experiment] = []
     with Interruption() as interruption:
         try:
             experiment = lint(order["document"], namespace=order["namespace"], backend=place.backend).experiment()
             _await_lease(place.store(experiment.namespace, experiment.name), lambda: interruption.requested)
-            run_experiment(experiment, place, should_leave=lambda: interruption.requested)
-        except (SpecError, Conflict) as error:
+            run_experiment(
+                experiment,
+                place,
+                should_leave=lambda: interruption.requested,
+                goes_on=False,
+                watched=False,
+                ready=begun.append,
+            )
+        except HpoError as error:
+            if begun or not isinstance(error, SpecError | Conflict):
+                _log.error("tuner.failed reason=%s", error)
+                return 1
             with contextlib.suppress(OSError):
                 LAST_WORD.write_text(str(error))
             _log.error("tuner.refused reason=%s", error)
             return REFUSED
-        except HpoError as error:
-            _log.error("tuner.failed reason=%s", error)
-            return 1
     return 0
 
 

@@ -64,9 +64,8 @@ def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: E
         SpecError: The tuner refuses the experiment; the message is its own.
         LaunchError: It does not come up; the message says what keeps its pod from running.
     """
-    job = next((job for job in _jobs(kube, experiment) if not _is_over(job)), None) or _create(
-        kube, experiment, order, pod
-    )
+    adopted = next((job for job in _jobs(kube, experiment) if not _is_over(job)), None)
+    job = adopted or _create(kube, experiment, order, pod)
     name = job["metadata"]["name"]
     until = time.monotonic() + READY_S
     while time.monotonic() < until:
@@ -75,8 +74,11 @@ def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: E
         job = kube.get("batch/v1", "Job", name, namespace=experiment.namespace)
         pods = kube.list("v1", "Pod", namespace=experiment.namespace, selector=f"job-name={name}")
         _check(kube, job, pods)
-        if _is_over(job):
+        if _is_over(job) and adopted is None:
             return  # it was done before we looked
+        if _is_over(job):  # it was about to end when we found it
+            job, adopted = _create(kube, experiment, order, pod), None
+            name = job["metadata"]["name"]
         time.sleep(POLL_S)
     raise LaunchError(f"the tuner's Job {name} has not begun to tune within {READY_S:g} s; `kubectl describe` it")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core import images, loop
-from hpo_core.errors import Problem, SpecError
+from hpo_core.errors import Problem, SpecError, TransientError
 from hpo_core.experiment import Experiment
 from hpo_core.lint import KUBERNETES, LOCAL
 from hpo_core.objects import folder_of
@@ -29,6 +29,8 @@ def run_experiment(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     should_leave: Callable[[], bool] = lambda: False,
+    goes_on: bool = True,
+    watched: bool = True,
     show: Callable[[Progress], None] = lambda progress: None,
     ready: Callable[[Experiment], None] = lambda experiment: None,
 ) -> loop.Snapshot:
@@ -39,6 +41,8 @@ def run_experiment(
         place: Where its records are.
         should_stop: Asked several times a second; true suspends it.
         should_leave: Asked as often; true leaves it, with its trials running, to another tuner.
+        goes_on: Whether somebody means it to go on, whatever was asked before; see `ExperimentStore.lease`.
+        watched: Whether somebody sees it run; else one that asks for it is suspended when nobody waits for it any more.
         show: Told of progress at every change.
         ready: Called once the lease is held, the experiment is recorded and its status can be read.
 
@@ -58,7 +62,7 @@ def run_experiment(
     else:
         check_permissions(there, experiment)
     site = there.launcher(experiment, parallel=1).site if there.backend == LOCAL else ""
-    with store.lease(describe_owner(TUNING, site)), Publisher(store, clock) as publisher:
+    with store.lease(describe_owner(TUNING, site), goes_on=goes_on), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
         given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
         told = {
@@ -69,7 +73,15 @@ def run_experiment(
         }
         store.save_derived("launch.json", json.dumps(told))
         with contextlib.closing(there.launcher(accepted, parallel=accepted.parallel_trial_count)) as launcher:
-            run = loop.Run(accepted, store, launcher, make_search(accepted), clock=clock, should_stop=should_stop)
+            run = loop.Run(
+                accepted,
+                store,
+                launcher,
+                make_search(accepted),
+                clock=clock,
+                should_stop=should_stop,
+                unattended_s=None if watched else accepted.settings.unattended_timeout_s,
+            )
             publisher.write(run.snapshot())
             ready(accepted)
 
@@ -152,7 +164,10 @@ def retrain(
         if time.monotonic() < requests_at:
             return False
         requests_at = time.monotonic() + loop.INBOX_S
-        return any(request.kind == STOP for request in store.inbox.requests())
+        try:
+            return any(request.kind == STOP for request in store.inbox.requests())
+        except TransientError:
+            return False  # asked again in a second
 
     with contextlib.closing(launcher), store.lease(describe_owner(RETRAINING, launcher.site)):
         done = loop.retrain(experiment, values, store, launcher, should_stop=stop_asked, model_dir=model_dir, show=show)

@@ -12,7 +12,7 @@ from hpo_core.launch.command import grace_s
 from hpo_core.loop import Patience, SystemClock
 from hpo_core.publish import Published, read_status
 from hpo_core.status import RUNNING, ExperimentCondition, Progress, Tally, judge
-from hpo_core.store import EDIT, EDITING, STOP, STOP_TRIAL, ExperimentStore, Request
+from hpo_core.store import EDIT, EDITING, STOP, STOP_TRIAL, TUNING, ExperimentStore, Request
 from hpo_core.tuner.background import last_words, start_tuner
 from hpo_core.tuner.foreground import describe_owner, remove_tuner
 from hpo_core.tuner.place import Place, launched_place
@@ -62,6 +62,7 @@ def wait(
         held = patiently(store.is_held)  # asked before the status is read: who is gone has written his last
         seen = patiently(read_status, store)
         if seen is not None and seen.progress != shown:
+            restarted = restarted and shown is not None and seen.progress.completed == shown.completed
             shown = seen.progress
             show(seen.progress)
         if not held:
@@ -71,7 +72,7 @@ def wait(
                 words = last_words(place, experiment)
                 raise LaunchError(f"the tuner of {experiment.name!r} died twice; {words}; `hpo run` shows more")
             _log.warning("tuner.restarted experiment=%s", experiment.name)
-            start_tuner(patiently(store.load), launched_place(store, place))
+            start_tuner(patiently(store.load), launched_place(store, place), goes_on=False)
             restarted = True
         _pause(store.objects.poll_s, should_stop)
     return None
@@ -113,9 +114,7 @@ def stop_trial(store: ExperimentStore, number: int, by: str) -> bool:
     Raises:
         LaunchError: It has not within half a minute.
     """
-    if not store.is_held():
-        return False
-    return _ask(store, Request(STOP_TRIAL, by, trial=number))
+    return _is_tuned(store) and _ask(store, Request(STOP_TRIAL, by, trial=number))
 
 
 def edit(store: ExperimentStore, place: Place, budgets: Mapping[str, int], by: str) -> tuple[Experiment, bool]:
@@ -138,7 +137,7 @@ def edit(store: ExperimentStore, place: Place, budgets: Mapping[str, int], by: s
         LaunchError: The tuner has not taken it up within half a minute.
     """
     with_budgets(store.load(), budgets)
-    if store.is_held() and _ask(store, Request(EDIT, by, budgets=budgets)):
+    if _is_tuned(store) and _ask(store, Request(EDIT, by, budgets=budgets)):
         return store.load(), True
     with store.lease(describe_owner(EDITING)):
         before = read_status(store)
@@ -149,6 +148,10 @@ def edit(store: ExperimentStore, place: Place, budgets: Mapping[str, int], by: s
         return edited, False
     start_tuner(edited, launched_place(store, place))
     return edited, True
+
+
+def _is_tuned(store: ExperimentStore) -> bool:
+    return store.is_held() and store.holder().get("purpose") == TUNING
 
 
 def _ask(store: ExperimentStore, request: Request) -> bool:

@@ -219,7 +219,7 @@ def test_trials_come_by_number_in_whatever_order_they_were_written(store: Experi
 def test_a_missing_record_is_named_with_the_next_step(store: ExperimentStore) -> None:
     """A search would take what follows the gap for other trials than they are."""
     for number in (1, 2, 4):
-        store.record(Trial(number, {"lr": 0.5}))
+        store.record(Trial(number, {"lr": 0.5}, TrialCondition.SUCCEEDED))
     with pytest.raises(StoreError, match="the record of trial 3 of 'small' is missing; restore it from a copy"):
         store.trials()
 
@@ -454,3 +454,23 @@ def test_experiments_are_listed_by_namespace_and_name(tmp_path: Path) -> None:
     objects.put("a/three/status.json", b"{}")
     assert list_experiments(objects) == [("a", "one"), ("a", "two"), ("b", "one")]
     assert list_experiments(MemoryStore()) == []
+
+
+def test_trials_behind_a_gap_that_were_never_begun_are_left_out_and_their_numbers_given_again(
+    store: ExperimentStore,
+) -> None:
+    """Several are created at a time; a crash among them leaves some, of which none was submitted."""
+    for number in (1, 2, 4, 5):
+        store.record(Trial(number, {"lr": 0.1}), create=True)
+    after = again(store)
+    assert [trial.number for trial in after.trials()] == [1, 2]
+    after.discard_unbegun()
+    for number in (3, 4, 5):
+        after.record(Trial(number, {"lr": 0.2}), create=True)
+    assert [trial.number for trial in again(store).trials()] == [1, 2, 3, 4, 5]
+
+
+def test_a_tuner_that_takes_the_place_of_one_that_died_hears_what_was_asked_of_that_one(store: ExperimentStore) -> None:
+    store.inbox.send(Request(STOP, "a user"))
+    with store.lease({"pid": 1}, goes_on=False):
+        assert [request.by for request in store.inbox.requests()] == ["a user"]

@@ -179,7 +179,6 @@ def test_a_run_that_is_left_leaves_its_trials_running_for_the_next_one() -> None
 @pytest.mark.parametrize("attended", [False, True])
 def test_an_experiment_that_nobody_waits_for_is_suspended_after_its_time_and_another_is_not(attended: bool) -> None:
     here = world(lambda job: Play(("loss=1",), turns=30), maxTrialCount=1, parallelTrialCount=1)
-    here.experiment = replace(here.experiment, settings=replace(here.experiment.settings, unattended_timeout_s=0.2))
 
     def show(run: loop.Run, changed: bool) -> None:  # noqa: ARG001  the loop's
         time.sleep(0.02)
@@ -187,6 +186,7 @@ def test_an_experiment_that_nobody_waits_for_is_suspended_after_its_time_and_ano
             here.store.attend()
 
     launcher = ScriptedLauncher(here.machine)
-    run = loop.Run(here.experiment, here.store, launcher, make_search(here.experiment), clock=loop.SystemClock())
+    search = make_search(here.experiment)
+    run = loop.Run(here.experiment, here.store, launcher, search, clock=loop.SystemClock(), unattended_s=0.2)
     reason = loop.run(run, show).verdict.reason
     assert reason == ("ExperimentMaxTrialsReached" if attended else "ExperimentSuspended")

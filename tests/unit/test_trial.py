@@ -28,6 +28,7 @@ SUCCESS = TrialVerdict(
     TrialCondition.SUCCEEDED, "TrialSucceeded", "all is well", Observation({"loss": MetricSummary(0.3, 0.2, 0.9)})
 )
 KILL = StopRequest(TrialCondition.KILLED, "TrialKilled", "somebody asked")
+SUSPEND = StopRequest(TrialCondition.CREATED, "Suspended")
 TERMINAL = [condition for condition in TrialCondition if condition.is_terminal]
 
 
@@ -89,13 +90,18 @@ def test_the_first_wish_to_stop_stays() -> None:
 
 @pytest.mark.parametrize(("outcome", "losses"), [("Lost", 1), ("Interrupted", 0)])
 def test_another_attempt_has_another_name_and_begins_from_the_start(outcome: str, losses: int) -> None:
-    first = replace(created(3).run("T1").request_stop(KILL), log_cursor=99)
+    first = replace(created(3).run("T1").request_stop(SUSPEND), log_cursor=99)
     second = first.retry(EXPERIMENT, outcome)
     assert [attempt.outcome for attempt in second.attempts] == [outcome, ""]
     assert second.name == trial_name(EXPERIMENT, 3, 2) != first.name
     assert (second.condition, second.reason) == (TrialCondition.CREATED, f"Trial{outcome}")
     assert (second.stop_requested, second.log_cursor, second.losses) == (None, 0, losses)
     assert (second.uid, second.assignments, second.started) == (first.uid, first.assignments, "T1")
+
+
+def test_a_wish_to_end_a_trial_holds_for_its_next_attempt() -> None:
+    """A crash came between the record of the wish and the signal, and the attempt cannot be found again."""
+    assert created().run("T1").request_stop(KILL).retry(EXPERIMENT, "Interrupted").stop_requested == KILL
 
 
 def test_only_lost_attempts_are_counted_as_losses() -> None:
