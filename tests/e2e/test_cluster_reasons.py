@@ -1,12 +1,13 @@
 """Each way in which a trial can come to grief in a real cluster has a condition and a reason, and its neighbours go on.
 
 All trials of one namespace run beside each other, as those of one experiment. KUBECONFIG names the cluster and
-HPO_E2E_IMAGE an image with python3.
+HPO_E2E_IMAGE an image with python3, HPO_E2E_REGISTRY a registry that the nodes reach.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,9 @@ SLEEPS = "import time; time.sleep(600)"
 
 QUOTA = "QuotaExceeded"
 HOST = "kubernetes.io/hostname"
+
+REGISTRY = os.environ.get("HPO_E2E_REGISTRY", "")
+"""A registry, as the cluster's nodes reach it."""
 
 Manifest = dict[str, Any]
 
@@ -442,6 +446,8 @@ EVERY = [*(scenario for scene in SCENES for scenario in scene.scenarios), *PREEM
 
 @pytest.mark.parametrize("scenario", EVERY, ids=str)
 def test_a_trial_that_comes_to_grief_says_why(stage: Mapping[str, Future[Told]], scenario: Scenario) -> None:
+    if scenario.name == "unknown-image" and not REGISTRY:
+        pytest.skip("HPO_E2E_REGISTRY names no registry: what is told of a name that it does not know is unproven")
     told = stage[scenario.name].result()
     trial = told.trials[scenario.name]
     assert (trial.condition, trial.reason) == (scenario.condition, scenario.tells)
