@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
-from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source
+from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source, writing
 
 _FLOCK = struct.Struct("hhqqi0q")
 """The system's `struct flock`: type, whence, start, length, process."""
@@ -46,6 +46,11 @@ class DirectoryStore:
             data = file.read()
             age_s = max(time.time() - os.fstat(file.fileno()).st_mtime, 0.0)
         return Blob(data, _tag(data), age_s)
+
+    def fetch(self, key: str, path: Path) -> None:
+        """See `RecordStore.fetch`."""
+        with self._translated(key), self._path(key).open("rb") as source, writing(path) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
 
     def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
         """See `ObjectStore.put`."""

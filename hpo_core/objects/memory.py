@@ -39,6 +39,10 @@ class MemoryStore:
                 raise NotFound(f"there is no object {key!r}")
             return replace(self._blobs[key], age_s=self._now_s() - self._written[key])
 
+    def fetch(self, key: str, path: Path) -> None:
+        """See `RecordStore.fetch`."""
+        path.write_bytes(self.get(key).data)
+
     def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
         """See `ObjectStore.put`."""
         if isinstance(data, Path):

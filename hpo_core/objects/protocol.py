@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +126,15 @@ class RecordStore(ObjectStore, Locks, Protocol):
     uri: str
     poll_s: float
 
+    def fetch(self, key: str, path: Path) -> None:
+        """Copy an object to a file, whose folder is there, without reading it into memory.
+
+        Raises:
+            NotFound: There is none of that key.
+            StoreError: The file cannot be written.
+        """
+        ...
+
 
 def check_expectation(key: str, expect: str | None, present: str) -> None:
     """Compare what a conditional write expects with the tag of what is there, ABSENT for nothing.
@@ -146,3 +156,17 @@ def open_source(path: Path) -> BufferedReader:
         return path.open("rb")
     except OSError as error:
         raise StoreError(f"cannot read {path}, which is to be stored: {error.strerror}; mend that") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BufferedWriter]:
+    """Open a file that an object is copied to.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; make room there, or choose another place") from error

@@ -29,7 +29,7 @@ from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
 from hpo_core.objects.faults import EXISTING, MISSING, NoBucket, Refused, refusal
 from hpo_core.objects.lease import LEASE_S, Lease
 from hpo_core.objects.probe import keeps_writers_apart
-from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source
+from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source, writing
 from hpo_core.objects.settings import SINGLE_WRITER, S3Settings
 
 CONNECT_S, ANSWER_S = 3.0, 10.0
@@ -72,6 +72,17 @@ class S3Store:
     def get(self, key: str) -> Blob:
         """See `ObjectStore.get`."""
         return self._do(f"read {key} in", lambda: self._get(key), key)
+
+    def fetch(self, key: str, path: Path) -> None:
+        """See `RecordStore.fetch`."""
+
+        def copy() -> None:
+            with contextlib.closing(self._client.get_object(self._bucket, self._prefix + key)) as response:
+                for piece in response.stream(1 << 20):
+                    file.write(piece)
+
+        with writing(path) as file:
+            self._do(f"read {key} in", copy, key)
 
     def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
         """See `ObjectStore.put`."""

@@ -231,12 +231,12 @@ class ExperimentStore:
         return self.objects.list(f"{self._prefix}models/{place}/")
 
     def fetch_output(self, label: str, folder: Path) -> None:
-        """Copy what was kept of a workload's output into a folder; each file is read into memory once."""
+        """Copy what was kept of a workload's output into a folder."""
         prefix = f"{self._prefix}models/{label}/"
         for key in self.objects.list(prefix):
             target = folder / key.removeprefix(prefix)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.objects.get(key).data)
+            self.objects.fetch(key, target)
 
     def output_labels(self) -> list[str]:
         """Return the labels of all workloads whose output, or a part of it, is kept; sorted."""

@@ -98,6 +98,15 @@ def test_the_age_of_an_object_grows_and_is_never_told_too_high(store: RecordStor
     assert asked - after - blur_s - 0.01 <= age_s <= time.monotonic() - before + 0.01
 
 
+def test_an_object_is_fetched_into_a_file_as_it_is(store: RecordStore, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 20_000
+    store.put("models/1/weights", content)
+    store.fetch("models/1/weights", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+    with pytest.raises(NotFound, match="there is no"):
+        store.fetch("models/1/nothing", tmp_path / "none")
+
+
 def test_an_object_that_is_not_there_is_not_found(store: RecordStore) -> None:
     store.put("a/b", b"1")
     for key in ("x", "a/x", "a/b-not"):
