@@ -182,7 +182,7 @@ class Trial:
         request = self.stop_requested
         return replace(self, stop_requested=None) if request and not request.condition.is_terminal else self
 
-    def retry(self, experiment: Experiment, outcome: str, *, site: str = "") -> Trial:
+    def retry(self, experiment: Experiment, outcome: str, *, site: str = "", message: str = "") -> Trial:
         """Return the trial with a next attempt at a site, after the current one was `Interrupted` or `Lost`."""
         self._check_open()
         ended = replace(self.attempts[-1], outcome=outcome)
@@ -191,7 +191,7 @@ class Trial:
             self,
             condition=TrialCondition.CREATED,
             reason=f"Trial{outcome}",
-            message="",
+            message=message,
             attempts=(*self.attempts[:-1], ended, following),
             stop_requested=self.resume().stop_requested,
             log_cursor=0,

@@ -254,7 +254,7 @@ class Run:
             follower.close()
             outcome = _retry_outcome(self.experiment, trial, exited)
             if outcome:
-                retried.append(trial.retry(self.experiment, outcome, site=self._launcher.site))
+                retried.append(trial.retry(self.experiment, outcome, site=self._launcher.site, message=exited.message))
             else:
                 self._finished += 1
                 ended.append(_Ended(self._judged(trial, exited, follower), exited, follower))

@@ -206,9 +206,11 @@ def test_too_many_failures_fail_the_experiment() -> None:
 
 
 def test_a_lost_attempt_is_followed_by_another_that_counts_as_no_failure() -> None:
-    plays = iter([Play(code=None, reason="Lost"), Play(("loss=1",))])
+    plays = iter([Play(code=None, reason="Lost", message="its node is gone"), Play(("loss=1",), turns=5)])
     here = world(lambda job: next(plays), maxTrialCount=1, parallelTrialCount=1, maxFailedTrialCount=1)
-    final = loop.run(here.run())
+    told: list[str] = []
+    final = loop.run(here.run(), lambda run, changed: told.extend(trial.message for trial in run.trials))
+    assert "its node is gone" in told
     assert final.verdict.condition is ExperimentCondition.SUCCEEDED
     (trial,) = here.trials()
     assert [attempt.outcome for attempt in trial.attempts] == ["Lost", ""]
