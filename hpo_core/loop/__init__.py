@@ -8,7 +8,8 @@ recorded and not running is submitted again under the same name, which a launche
 from hpo_core.loop.clock import Clock, SystemClock
 from hpo_core.loop.patience import Patience
 from hpo_core.loop.retraining import RECORD, RETRAIN, Retraining, retrain
-from hpo_core.loop.run import INBOX_S, Followed, Left, Run, Snapshot, run
+from hpo_core.loop.run import INBOX_S, Left, Run, run
+from hpo_core.loop.snapshot import Followed, Snapshot
 from hpo_core.loop.workload import make_job
 
 __all__ = [

@@ -18,6 +18,7 @@ from hpo_core.loop.attendance import Attendance
 from hpo_core.loop.best_few import BestFew
 from hpo_core.loop.clock import Clock, SystemClock, time_text
 from hpo_core.loop.patience import PATIENCE_S, Patience
+from hpo_core.loop.snapshot import Followed, Snapshot
 from hpo_core.loop.workload import Follower, make_job, settle
 from hpo_core.outcome import trial_verdict
 from hpo_core.search import Search
@@ -34,30 +35,6 @@ ABANDON_S = 30.0
 
 _SUSPEND = StopRequest(TrialCondition.CREATED, "Suspended", "the experiment was suspended")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """An experiment at one instant, for whoever shows it.
-
-    Attributes:
-        followed: What the trials that are not over have printed, of those that have printed since the last snapshot.
-    """
-
-    experiment: Experiment
-    trials: tuple[Trial, ...]
-    verdict: Verdict
-    progress: Progress
-    followed: tuple[Followed, ...] = ()
-
-
-@dataclass(frozen=True)
-class Followed:
-    """What a trial that is not over has printed so far, for others to look at."""
-
-    label: str
-    log: bytes
-    metrics: str
 
 
 @dataclass(frozen=True)
@@ -399,7 +376,18 @@ class Run:
         return bool(created)
 
     def _record(self, trials: Sequence[Trial], *, create: bool = False) -> None:
-        together(lambda trial: self._patiently(self._store.record, trial, create=create), trials)
+        together(lambda trial: self._write(trial, create=create), trials)
+
+    def _write(self, trial: Trial, *, create: bool) -> None:
+        try:
+            self._patiently(self._store.record, trial, create=create)
+        except Conflict:
+            # A late write of the writer before us, who had it in his hands when his lease ran out; ours follows it.
+            if not self._patiently(self._store.holds_lease):
+                raise
+            if self._patiently(self._store.trial, trial.number).condition.is_terminal:
+                raise
+            self._patiently(self._store.record, trial)
 
     def _submit(self, trials: Sequence[Trial]) -> None:
         if trials:

@@ -325,6 +325,16 @@ class ExperimentStore:
         if self._lock is not None:
             self._lock.confirm()
 
+    def holds_lease(self) -> bool:
+        """Tell whether this process is the one writer, by a lease that it has confirmed.
+
+        Raises:
+            Conflict: It was, and somebody else is now.
+            TransientError: It cannot be told now.
+        """
+        self.confirm()
+        return self._lock is not None
+
     def is_held(self) -> bool:
         """Tell whether a writer is alive."""
         return self.objects.is_locked(self._prefix + "lease")

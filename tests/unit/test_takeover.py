@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,9 @@ from hpo_core import loop
 from hpo_core.errors import Conflict
 from hpo_core.launch import Job
 from hpo_core.loop.best_few import BestFew
+from hpo_core.objects import MemoryStore
 from hpo_core.search import make_search
-from hpo_core.store import EDIT, STOP_TRIAL, Request
+from hpo_core.store import EDIT, STOP_TRIAL, ExperimentStore, Request, trial_to_json
 from hpo_core.trial import MetricSummary, Observation, Trial, TrialCondition
 from tests.contracts.scripted_launcher import Play, ScriptedLauncher, ScriptedMachine, flags
 from tests.unit.test_loop import NOW, World, world
@@ -190,3 +192,31 @@ def test_an_experiment_that_nobody_waits_for_is_suspended_after_its_time_and_ano
     run = loop.Run(here.experiment, here.store, launcher, search, clock=loop.SystemClock(), unattended_s=0.2)
     reason = loop.run(run, show).verdict.reason
     assert reason == ("ExperimentMaxTrialsReached" if attended else "ExperimentSuspended")
+
+
+class Late(MemoryStore):
+    """A store in which a write of the writer before comes through just before the next one of its record."""
+
+    def __init__(self, wrapped: MemoryStore, key: str, content: bytes) -> None:
+        super().__init__()
+        self._blobs, self._written, self._key, self._late = wrapped._blobs, wrapped._written, key, content
+
+    def put(self, key: str, data: bytes | Path, *, expect: str | None = None) -> str:
+        if key == self._key and self._late:
+            late, self._late = self._late, b""
+            super().put(key, late)
+        return super().put(key, data, expect=expect)
+
+
+@pytest.mark.parametrize("number", [1, 3], ids=["of an open trial", "of a trial to be created"])
+def test_a_holder_of_the_lease_writes_over_a_late_record_of_the_writer_before(number: int) -> None:
+    here = world(lambda job: Play(("loss=1",), turns=4), maxTrialCount=4, parallelTrialCount=2)
+    begun(here)
+    late = json.dumps({**trial_to_json(Trial(number, here.trials()[0].assignments)), "writer": "before"}).encode()
+    objects = Late(here.objects, f"kubeflow/small/trials/{number:05d}.json", late)
+    store = ExperimentStore(objects, here.experiment.namespace, here.experiment.name)
+    with store.lease({"site": ""}):
+        final = loop.run(here.run_with(store, ScriptedLauncher(here.machine)))
+    assert [trial.condition for trial in final.trials] == [SUCCEEDED] * 4
+    assert set(here.machine.starts.values()) == {1}
+    assert tuple(here.trials()) == final.trials
