@@ -76,7 +76,7 @@ class LocalLauncher:
     """
 
     def __init__(self, scratch: Path, *, images_root: Path, directory: Path, parallel: int = 1) -> None:
-        self.site = f"{socket.gethostname()}:{scratch.parent}"
+        self.site = site_of(scratch.parent)
         self._scratch = scratch
         self._images_root = images_root
         self._directory = directory
@@ -299,6 +299,11 @@ class LocalLauncher:
         output = watched.folder / "output"
         kept = output if output.is_dir() and any(output.iterdir()) else None
         return Exited(watched.name, code, reason, "; ".join(notes), kept, float(facts["ended"]))
+
+
+def site_of(folder: Path) -> str:
+    """Name the place whose trials leave their scratch folders there."""
+    return f"{socket.gethostname()}:{folder}"
 
 
 def supervisor_program() -> str:

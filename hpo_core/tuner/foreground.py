@@ -61,8 +61,7 @@ def run_experiment(
         images.find_local_image(experiment.template.primary_image, there.images_root)
     else:
         check_permissions(there, experiment)
-    site = there.launcher(experiment, parallel=1).site if there.backend == LOCAL else ""
-    with store.lease(describe_owner(TUNING, site), goes_on=goes_on), Publisher(store, clock) as publisher:
+    with store.lease(describe_owner(TUNING, there.site), goes_on=goes_on), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
         given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
         told = {

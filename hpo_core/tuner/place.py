@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_core import images
 from hpo_core.errors import Problem, SpecError
 from hpo_core.experiment import Experiment
-from hpo_core.launch.local import LocalLauncher
+from hpo_core.launch.local import LocalLauncher, site_of
 from hpo_core.lint import AUTO, KUBERNETES, LOCAL, resolve_backend
 from hpo_core.objects import RecordStore, folder_of, open_objects
 from hpo_core.store import ExperimentStore
@@ -32,6 +32,9 @@ IMAGE_VARIABLE = "HPO_IMAGE"
 """Names the engine's image, for the pods of tuners and what stands beside trials."""
 
 _log = logging.getLogger(__name__)
+
+
+SCRATCH = ".scratch"
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Place:
         return _state_folder() / f"{re.sub('[^A-Za-z0-9.-]+', '-', self.uri.partition('://')[2])[:40]}-{digest}"
 
     @property
+    def site(self) -> str:
+        """Where trials run, as their launcher calls it; only a tuner of the same site can find them again."""
+        return "" if self.backend == KUBERNETES else site_of(self.home / SCRATCH)
+
+    @property
     def images_root(self) -> Path:
         """Where local images lie."""
         return images.images_root(self.home)
@@ -109,7 +117,7 @@ class Place:
 
             return ClusterLauncher(self.kube(experiment), experiment, self._sidecar())
         return LocalLauncher(
-            self.home / ".scratch" / experiment.uid,
+            self.home / SCRATCH / experiment.uid,
             images_root=self.images_root,
             directory=Path(self.directory),
             parallel=parallel,
