@@ -12,6 +12,7 @@ import os
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -36,6 +37,8 @@ CONNECT_S, ANSWER_S = 3.0, 10.0
 """How long a server may take to accept a connection, and to answer or to take the next piece."""
 CONNECTIONS = 32
 """How many are kept open: one for each of the threads that read and write, and a few for the parts of files."""
+DENIED_S = (0.05, 0.2, 0.0)
+"""Pauses after a write that was denied: MinIO denies one whose folder it removes, being empty, at the same time."""
 CLOCK_S = 1.0
 """By how much the difference of two times in whole seconds may exceed the true one."""
 
@@ -150,10 +153,14 @@ class S3Store:
         elif expect is not None:
             headers = {"If-None-Match": "*"} if expect == ABSENT else {"If-Match": f'"{expect}"'}
         url = self._client.get_presigned_url("PUT", self._bucket, self._prefix + key, timedelta(hours=1))
-        response = self._http.request("PUT", url, body=data, headers=headers)
-        if response.status == 200:
-            return _etag(response.headers)
-        error = _error_of(response)
+        for pause_s in DENIED_S:
+            response = self._http.request("PUT", url, body=data, headers=headers)
+            if response.status == 200:
+                return _etag(response.headers)
+            error = _error_of(response)
+            if not isinstance(error, S3Error) or error.code != "AccessDenied":
+                break
+            time.sleep(pause_s)
         if response.status == 412 or (expect and isinstance(error, S3Error) and error.code in MISSING):
             raise Conflict(f"{self.uri}/{key} was written by somebody else meanwhile")
         raise error
