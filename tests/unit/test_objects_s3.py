@@ -13,6 +13,7 @@ import pytest
 from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
 from hpo_core.objects import ABSENT, MemoryStore, RecordStore, open_objects
 from hpo_core.objects.probe import PROBERS, keeps_writers_apart
+from hpo_core.objects.s3 import DENIED_S
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "the-secret", "AWS_SESSION_TOKEN": "the-token"}
 XML = {"Content-Type": "application/xml"}
@@ -143,7 +144,8 @@ def test_what_will_not_pass_says_what_to_do(server: ScriptedServer, answer: Answ
     with pytest.raises(StoreError, match=f"^cannot {action} a/b in s3://bucket/p at http://127.*: {said}") as caught:
         do(store, action)
     assert caught.value.__cause__ is not None
-    assert len(server.requests) == 1
+    denied = action == "write" and "AccessDenied" in said  # MinIO may mean it for an instant only
+    assert len(server.requests) == (len(DENIED_S) if denied else 1)
     assert not any(secret in str(caught.value) for secret in (*SECRETS.values(), "Signature="))
 
 
