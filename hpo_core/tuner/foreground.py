@@ -63,14 +63,7 @@ def run_experiment(
         check_permissions(there, experiment)
     with store.lease(describe_owner(TUNING, there.site), goes_on=goes_on), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
-        given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
-        told = {
-            "directory": there.directory,
-            "backend": there.backend,
-            "pod": there.pod,
-            "given": given or experiment.budgets,
-        }
-        store.save_derived("launch.json", json.dumps(told))
+        _tell_launch(store, there, experiment, accepted)
         with contextlib.closing(there.launcher(accepted, parallel=accepted.parallel_trial_count)) as launcher:
             run = loop.Run(
                 accepted,
@@ -198,6 +191,18 @@ def remove_tuner(experiment: Experiment, place: Place) -> None:
         from hpo_core.tuner import cluster_job
 
         cluster_job.remove(place.kube(experiment), experiment)
+
+
+def _tell_launch(store: ExperimentStore, place: Place, experiment: Experiment, accepted: Experiment) -> None:
+    """Record how an experiment is run, and with which budget its document was given last."""
+    given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
+    told = {
+        "directory": place.directory,
+        "backend": place.backend,
+        "pod": place.pod,
+        "given": given or experiment.budgets,
+    }
+    store.save_derived("launch.json", json.dumps(told))
 
 
 def _is_record(experiment: Experiment, accepted: Experiment) -> bool:
