@@ -60,6 +60,12 @@ class MinioServer:
         """Let it go on."""
         self._signal(signal.SIGCONT)
 
+    @property
+    def disk(self) -> Path:
+        """Its folder as it sees it itself, on a disk that only it has, say; while it runs."""
+        assert self._process is not None
+        return Path(f"/proc/{self._process.pid}/root{self._folder}")
+
     def kill(self) -> None:
         """End it at once. Idempotent."""
         if self._process is not None:

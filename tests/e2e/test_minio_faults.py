@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpo_core.errors import TransientError
+from hpo_core.objects import RecordStore
 from hpo_core.objects.lease import LEASE_S
 from hpo_core.trial import TrialCondition
 from tests.s3_server import MinioServer, minio_server
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
+from tests.small_disk import MOUNT, find_way_in
 
 pytestmark = pytest.mark.e2e
 
@@ -27,13 +31,32 @@ PAST_LEASE_S = LEASE_S + 3.0
 """Longer than a lease by what whole seconds of the server's clock may hide."""
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MinioServer]:
-    """A server that this test alone uses, and that the environment names."""
-    with minio_server(tmp_path / "minio") as started:
+@contextmanager
+def server_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way_in: Sequence[str] = ()
+) -> Iterator[MinioServer]:
+    """A server that one test alone uses, and that the environment names."""
+    with minio_server(tmp_path / "minio", way_in=way_in) as started:
         for name, value in started.settings().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        yield started
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MinioServer]:
+    with server_of_its_own(tmp_path, monkeypatch) as started:
+        yield started
+
+
+@pytest.fixture
+def small_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MinioServer]:
+    """A server on a disk of its own of 512 MiB, of which a test may take up what it likes."""
+    way_in = find_way_in()
+    if way_in is None:
+        pytest.skip("no full server here: neither root nor a user namespace may mount a tmpfs")
+    mount = (*way_in, "sh", "-c", MOUNT, str(tmp_path / "minio"), "512m")
+    with server_of_its_own(tmp_path, monkeypatch, mount) as started:
         yield started
 
 
@@ -99,6 +122,42 @@ def test_a_server_that_is_paused_for_a_minute_costs_that_minute_only(server: Min
     said = finish(process)
     assert "it does not answer in time" in said
     check_undisturbed(folder, ended)
+
+
+def test_a_server_that_is_full_until_somebody_makes_room_costs_that_time_only(
+    small_server: MinioServer, tmp_path: Path
+) -> None:
+    """It is full for longer than the lease, which cannot be renewed then, and than trials whose ends wait for it."""
+    folder = Folder.make(tmp_path / "user", LONGER, uri="s3://faults/run")
+    process = folder.start("run", "small.yaml", env={"TRAIN_S": "1.5"})
+    ended = over_when(folder, 2)
+    ballast = small_server.disk / "ballast"
+    fill(ballast)
+    objects = folder.place.objects
+    eventually(lambda: is_full(objects), "the server is full")
+    ended |= over(folder)
+    time.sleep(PAST_LEASE_S)
+    assert is_full(objects)
+    assert len(over(folder)) < TRIALS
+    ballast.unlink()
+    said = finish(process)
+    assert "the server's disk or quota is full; make room there" in said
+    check_undisturbed(folder, ended)
+
+
+def fill(ballast: Path) -> None:
+    """Let a file grow until its disk is full."""
+    with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+
+
+def is_full(objects: RecordStore) -> bool:
+    try:
+        objects.put("full", b"")
+    except TransientError:
+        return True
+    return False
 
 
 def test_commands_meet_a_server_that_is_gone_with_one_line_and_their_own_exit_code(
