@@ -97,7 +97,9 @@ class Kube:
         resource = self.resource(api_version, kind)
         return self._ask(resource, self._request("get", resource, namespace, name=name))
 
-    def list(self, api_version: str, kind: str, *, namespace: str = "", selector: str = "") -> Documents:
+    def list(
+        self, api_version: str, kind: str, *, namespace: str = "", selector: str = "", field_selector: str = ""
+    ) -> Documents:
         """Return all objects of a kind; empty when there are none.
 
         Args:
@@ -107,12 +109,14 @@ class Kube:
             selector: What their labels must be, as `kubectl -l` takes it; "" for whatever they are.
         """
         resource = self.resource(api_version, kind)
-        return self._list(resource, self._request("list", resource, namespace, selector=selector)).items
+        request = self._request("list", resource, namespace, selector=selector, field_selector=field_selector)
+        return self._list(resource, request).items
 
     def patch(
         self, api_version: str, kind: str, name: str, merge_patch: Mapping[str, Any], *, namespace: str = ""
     ) -> Document:
         """Merge a document into an object and return it as it is stored then; a field that is None is removed.
+            field_selector: What their fields must be, of the few that the server can choose by, as `metadata.name=x`.
 
         Raises:
             NotFound: There is none of that name.
@@ -175,12 +179,11 @@ class Kube:
             field_selector: What their fields must be, of the few that the server can choose by, as `type=Warning`.
             namespace: Where.
         """
-        fields = {"fieldSelector": field_selector} if field_selector else {}
 
         def list_all(interruption: Interruption) -> Listing:
             resource = self.resource(api_version, kind)
-            request = self._request("list", resource, namespace, selector=selector)
-            return self._list(resource, replace(request, query={**request.query, **fields}), interruption)
+            request = self._request("list", resource, namespace, selector=selector, field_selector=field_selector)
+            return self._list(resource, request, interruption)
 
         return Watch(self._wire, list_all, self._reach)
 
@@ -250,10 +253,11 @@ class Kube:
         return bool((self.create(review).get("status") or {}).get("allowed"))
 
     def _request(
-        self, verb: str, resource: Resource, namespace: str, *, name: str = "", about: str = "", selector: str = ""
+        self, verb: str, resource: Resource, namespace: str, *, name: str = "", about: str = "", **selectors: str
     ) -> Request:
         place = namespace or self.namespace
-        query = {"labelSelector": selector} if selector else {}
+        given = {"labelSelector": selectors.get("selector"), "fieldSelector": selectors.get("field_selector")}
+        query = {key: value for key, value in given.items() if value}
         return Request(verb, resource.path(place, name), resource.about(place, name or about), query)
 
     def _ask(
