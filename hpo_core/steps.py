@@ -151,19 +151,24 @@ def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, 
 
 
 def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", store: str = "") -> str:
-    """Suspend the experiment that a run launched, if it still runs; for the end of a pipeline, whatever came before.
+    """Suspend the experiment that a run launched, if it still runs, and remove what is left of it in the cluster; for
+    the end of a pipeline, whatever came before. Records and models stay.
 
     Returns:
         What was done, in a sentence.
+
+    Raises:
+        LaunchError: It has not stopped in time.
     """
     experiment = lint(_as_given(experiment_yaml), namespace=namespace).experiment()
     experiment = experiment.renamed(run_id) if run_id else experiment
     place = _place(store)
     records = place.store(experiment.namespace, experiment.name)
-    if not tuner.request_stop(records, by="cleanup_experiment"):
-        return f"the experiment {experiment.name} was not running"
-    tuner.wait_for_stop(records, place)
-    return f"the experiment {experiment.name} was suspended"
+    was_running = tuner.request_stop(records, by="cleanup_experiment")
+    if was_running:
+        tuner.wait_for_stop(records, place)
+    tuner.clear(experiment, place)
+    return f"the experiment {experiment.name} was {'suspended' if was_running else 'not running'}"
 
 
 def _as_given(text: str) -> str:
@@ -176,12 +181,12 @@ def _as_given(text: str) -> str:
 
 
 def _place(store: str) -> Place:
-    return Place.of(_as_given(store) or os.environ.get("HPO_STORE", LOCAL_STORE))
+    return Place.of(_as_given(store) or os.environ.get("HPO_STORE", LOCAL_STORE), pod=tuner.pod_like_own())
 
 
 def _store(handle: str) -> tuple[ExperimentStore, Place]:
     told = Handle.from_json(_as_given(handle))
-    place = Place.of(told.store)
+    place = Place.of(told.store, pod=tuner.pod_like_own())
     return place.store(told.namespace, told.name), place
 
 

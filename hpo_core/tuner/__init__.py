@@ -5,18 +5,21 @@ scratch space and a launcher.
 """
 
 from hpo_core.tuner.background import launch
-from hpo_core.tuner.foreground import delete, retrain, run, run_experiment
+from hpo_core.tuner.foreground import clear, delete, retrain, run, run_experiment
 from hpo_core.tuner.interruption import Interruption
 from hpo_core.tuner.observing import edit, request_stop, stop_trial, wait, wait_for_stop
+from hpo_core.tuner.own_pod import pod_like_own
 from hpo_core.tuner.place import Handle, Place
 
 __all__ = [
     "Handle",
     "Interruption",
     "Place",
+    "clear",
     "delete",
     "edit",
     "launch",
+    "pod_like_own",
     "request_stop",
     "retrain",
     "run",

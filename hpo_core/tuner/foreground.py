@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core import images, loop
-from hpo_core.errors import Problem, SpecError, TransientError
+from hpo_core.errors import NotFound, Problem, SpecError, TransientError
 from hpo_core.experiment import Experiment
 from hpo_core.lint import KUBERNETES, LOCAL
 from hpo_core.objects import folder_of
@@ -183,6 +183,33 @@ def delete(store: ExperimentStore, place: Place) -> None:
         launcher.sweep()
         remove_tuner(experiment, there)
         store.delete()
+
+
+def clear(experiment: Experiment, place: Place) -> None:
+    """Remove from a cluster what an experiment that nobody runs has left there, other than what its template retains.
+
+    Its records stay, and launching it again goes on. Idempotent; nothing is done for trials on this machine, which end
+    with their tuner.
+
+    Args:
+        experiment: As loaded; it need not have been begun.
+        place: Where its records are.
+
+    Raises:
+        Conflict: It is being run or retrained.
+    """
+    store = place.store(experiment.namespace, experiment.name)
+    there = launched_place(store, place)
+    if there.backend != KUBERNETES:
+        return
+    with store.lease(describe_owner(DELETING, there.site)):
+        remove_tuner(experiment, there)
+        try:
+            accepted = store.load()
+        except NotFound:
+            return
+        if not accepted.template.retain:
+            there.launcher(accepted, parallel=1).sweep()
 
 
 def remove_tuner(experiment: Experiment, place: Place) -> None:
