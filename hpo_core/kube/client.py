@@ -63,6 +63,14 @@ class Kube:
         """The server's address."""
         return self._wire.server
 
+    def now_s(self) -> float:
+        """Return the time by the server's clock, in seconds since 1970; by ours before it has answered anything.
+
+        What the server dates is told old by this time, whatever our own clock shows. It comes from the last answer, in
+        whole seconds, and is never too late.
+        """
+        return self._wire.now_s()
+
     def server_version(self) -> str:
         """Return the server's version, such as `v1.34.0`."""
         return str(self._wire.ask(Request("get", "/version", "the server's version"))["gitVersion"])
@@ -107,6 +115,7 @@ class Kube:
             kind: Its name.
             namespace: Where.
             selector: What their labels must be, as `kubectl -l` takes it; "" for whatever they are.
+            field_selector: What their fields must be, of the few that the server can choose by, as `metadata.name=x`.
         """
         resource = self.resource(api_version, kind)
         request = self._request("list", resource, namespace, selector=selector, field_selector=field_selector)
@@ -116,7 +125,6 @@ class Kube:
         self, api_version: str, kind: str, name: str, merge_patch: Mapping[str, Any], *, namespace: str = ""
     ) -> Document:
         """Merge a document into an object and return it as it is stored then; a field that is None is removed.
-            field_selector: What their fields must be, of the few that the server can choose by, as `metadata.name=x`.
 
         Raises:
             NotFound: There is none of that name.

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -59,11 +60,16 @@ class Wire:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._troubled_at = -SETTLE_S
+        self._ahead_s = time.time() - time.monotonic()
 
     @property
     def server(self) -> str:
         """The API server's address."""
         return self._access.host
+
+    def now_s(self) -> float:
+        """Return the time by the server's clock, as its last answer told it; see `Kube.now_s`."""
+        return self._ahead_s + time.monotonic()
 
     def ask(self, request: Request, interruption: Interruption | None = None) -> dict[str, Any]:
         """Send a request and return the document that is the answer.
@@ -158,7 +164,7 @@ class Wire:
         if request.body is not None:
             headers["Content-Type"] = request.content_type
         with self.breaking(request, interruption), interruptible(interruption):
-            return self._access.pool.request(
+            response = self._access.pool.request(
                 _METHODS.get(request.verb, "GET"),
                 f"{url}?{urlencode(request.query)}" if request.query else url,
                 body=None if request.body is None else json.dumps(request.body).encode(),
@@ -167,6 +173,9 @@ class Wire:
                 retries=False,
                 timeout=urllib3.Timeout(connect=CONNECT_S, read=wait_s),
             )
+        with contextlib.suppress(KeyError, ValueError):
+            self._ahead_s = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.monotonic()
+        return response
 
 
 class Stream:

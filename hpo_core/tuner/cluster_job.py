@@ -180,7 +180,7 @@ def _check(kube: Kube, job: Document, pods: list[dict[str, Any]]) -> None:
     failed = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
     if len(failed) >= FAILURES:
         raise LaunchError(f"the tuner's pods end again and again, with: {_last_word(failed[-1]) or 'no word'}")
-    trouble = pod_trouble(newest, CONTAINER)
+    trouble = pod_trouble(newest, CONTAINER, now_s=kube.now_s())
     if trouble is not None and trouble.patience_s is not None:
         raise LaunchError(f"the tuner's pod {newest['metadata']['name']} does not run: {trouble.message}")
 

@@ -40,11 +40,15 @@ class Change:
 
 
 class Objects:
-    """All objects. Every method may be called by many threads; a change wakes all that wait for `changed`."""
+    """All objects. Every method may be called by many threads; a change wakes all that wait for `changed`.
+
+    Attributes:
+        ahead_s: By how many seconds the server's clock is ahead of ours.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
-        self.pod_grace_s = 0.0
+        self.pod_grace_s = self.ahead_s = 0.0
         self.version = 100
         self._oldest = self.version
         self._is_collecting = False
@@ -64,12 +68,16 @@ class Objects:
             if key in self._found:
                 told = f'{kind.qualified} "{metadata["name"]}" already exists'
                 raise Refusal(409, "AlreadyExists", told, **about(kind, metadata["name"]))
-            metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp()}
+            metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": self.timestamp()}
             if kind.namespaced:
                 metadata["namespace"] = namespace
             if kind.has_status:
                 document["status"] = {"phase": "Pending"} if kind is POD else {}
             return self._store(key, "ADDED", document)
+
+    def timestamp(self, ago_s: float = 0.0) -> str:
+        """The server's time so many seconds ago, RFC 3339."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + self.ahead_s - ago_s))
 
     def get(self, kind: Kind, namespace: str, name: str) -> Document:
         with self.changed:
@@ -118,7 +126,7 @@ class Objects:
                 return
             if "deletionTimestamp" in document["metadata"]:
                 return
-            document["metadata"]["deletionTimestamp"] = timestamp()
+            document["metadata"]["deletionTimestamp"] = self.timestamp()
             if policy == "Foreground":
                 document["metadata"]["finalizers"] = ["foregroundDeletion"]
             self._store((kind, namespace, name), "MODIFIED", document)
@@ -199,10 +207,6 @@ class Objects:
         timer = threading.Timer(seconds, act)
         timer.daemon = True
         timer.start()
-
-
-def timestamp() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def merge(document: Mapping[str, Any], patch: Mapping[str, Any]) -> Document:

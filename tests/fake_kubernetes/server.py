@@ -86,6 +86,9 @@ class Handler(BaseHTTPRequestHandler):
 
     do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(time.time() + self.cluster.objects.ahead_s if timestamp is None else timestamp)
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 

@@ -11,6 +11,7 @@ from hpo_core.launch.cluster.diagnosis import event_trouble, helper_trouble, pod
 from hpo_core.launch.cluster.endings import Ending, ending, started_at
 
 AT = "2026-11-29T18:48:05Z"
+LATER_S = datetime.fromisoformat("2026-11-29T18:50:00Z").timestamp()
 Document = dict[str, Any]
 
 
@@ -161,7 +162,7 @@ UNSCHEDULABLE = {
 def test_what_keeps_a_pod_from_running_or_ending_is_told_with_the_next_step(
     document: Document, reason: str, words: str
 ) -> None:
-    trouble = pod_trouble(document, "main", now=datetime.fromisoformat("2026-11-29T18:50:00Z"))
+    trouble = pod_trouble(document, "main", now_s=LATER_S)
     assert trouble is not None
     assert trouble.reason == reason
     assert words in trouble.message
@@ -169,16 +170,16 @@ def test_what_keeps_a_pod_from_running_or_ending_is_told_with_the_next_step(
 
 @pytest.mark.parametrize("document", [pod(RUNS), waiting("ContainerCreating"), pod({"terminated": ended(3)})])
 def test_a_pod_that_only_takes_its_time_has_no_trouble(document: Document) -> None:
-    assert pod_trouble(document, "main") is None
+    assert pod_trouble(document, "main", now_s=LATER_S) is None
 
 
 def test_a_pod_that_is_being_removed_in_its_grace_has_no_trouble() -> None:
-    now = datetime.fromisoformat("2026-11-29T18:48:00Z")
-    assert pod_trouble(pod(RUNS, deleted=AT), "main", now=now) is None
+    before_s = datetime.fromisoformat("2026-11-29T18:48:00Z").timestamp()
+    assert pod_trouble(pod(RUNS, deleted=AT), "main", now_s=before_s) is None
 
 
 def test_a_sidecar_that_never_ends_leaves_the_verdict_to_the_primary_container() -> None:
-    trouble = pod_trouble(pod({"terminated": ended(3)}, RUNS), "main")
+    trouble = pod_trouble(pod({"terminated": ended(3)}, RUNS), "main", now_s=LATER_S)
     assert trouble is not None
     assert trouble.ending is not None
     assert (trouble.ending.code, trouble.ending.reason) == (3, "")
@@ -188,7 +189,7 @@ def test_our_own_native_sidecar_may_go_on() -> None:
     document = pod({"terminated": ended(0)})
     document["spec"]["initContainers"] = [{"name": "ours", "restartPolicy": "Always"}]
     document["status"]["initContainerStatuses"] = [{"name": "ours", "state": RUNS}]
-    assert pod_trouble(document, "main") is None
+    assert pod_trouble(document, "main", now_s=LATER_S) is None
 
 
 def test_a_container_that_fails_again_and_again_is_given_up_with_its_exit_code() -> None:
@@ -202,7 +203,7 @@ def test_a_container_that_fails_again_and_again_is_given_up_with_its_exit_code()
 def test_a_worker_is_broken_when_it_has_failed_for_good_and_lost_when_it_was_preempted() -> None:
     failed = pod({"terminated": ended(3)}, phase="Failed")
     preempted = pod({"terminated": ended(137)}, phase="Failed", **disrupted("PreemptionByScheduler"))
-    found = [helper_trouble([document]) for document in (failed, preempted, pod(RUNS))]
+    found = [helper_trouble([document], now_s=LATER_S) for document in (failed, preempted, pod(RUNS))]
     assert [trouble and trouble.reason for trouble in found] == ["WorkerFailed", "Lost", None]
 
 

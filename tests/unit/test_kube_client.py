@@ -44,6 +44,15 @@ def test_a_server_that_is_gone_is_transient_and_served_again_when_it_is_back(fak
     assert kube.list("v1", "Secret") == []
 
 
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+def test_the_time_is_the_servers_whatever_our_clock_shows(fake: FakeKubernetes, kube: Kube, ahead_s: float) -> None:
+    fake.objects.ahead_s = ahead_s
+    before_s = time.time()
+    kube.list("v1", "Secret")
+    now_s = kube.now_s() - ahead_s
+    assert before_s - 1.0 <= now_s <= time.time()  # the server tells whole seconds
+
+
 def test_nothing_is_tried_twice_behind_the_loops_back(fake: FakeKubernetes, kube: Kube) -> None:
     kube.resource("v1", "Secret")
     fake.refuse(1, 503, retryAfterSeconds=4)

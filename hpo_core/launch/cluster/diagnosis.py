@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from hpo_core.launch.cluster.endings import (
     Document,
@@ -48,18 +48,18 @@ class Trouble:
     ending: Ending | None = None
 
 
-def pod_trouble(pod: Document, container: str, *, now: datetime | None = None) -> Trouble | None:
+def pod_trouble(pod: Document, container: str, *, now_s: float) -> Trouble | None:
     """Tell what keeps a pod that is there from running, or from ending; None when nothing does.
 
     Args:
         pod: As it was told last.
         container: The primary container.
-        now: The time, to tell whether a pod should be gone.
+        now_s: The time by the API server's clock, in seconds since 1970, to tell whether a pod should be gone.
     """
     if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return None
     if pod["metadata"].get("deletionTimestamp"):
-        return _undead(pod, container, now or datetime.now(UTC))
+        return _undead(pod, container, now_s)
     for condition in (pod.get("status") or {}).get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
             said = str(condition.get("message") or "").rstrip(". ")
@@ -74,10 +74,9 @@ def pod_trouble(pod: Document, container: str, *, now: datetime | None = None) -
     return _stranger(pod, container)
 
 
-def _undead(pod: Document, container: str, now: datetime) -> Trouble | None:
+def _undead(pod: Document, container: str, now_s: float) -> Trouble | None:
     """A pod whose node does not say that it has ended, as one that is out of reach."""
-    until = datetime.fromisoformat(str(pod["metadata"]["deletionTimestamp"]))
-    if (now - until).total_seconds() < 0:
+    if now_s < datetime.fromisoformat(str(pod["metadata"]["deletionTimestamp"])).timestamp():
         return None
     how = ending(pod, container) or Ending(None, "Lost", "its pod is to be removed, and its node does not do so")
     return Trouble("Lost", how.message or "its pod is not removed", GONE_S, how)
@@ -134,7 +133,7 @@ def restart_trouble(pod: Document, container: str) -> Trouble | None:
     return Trouble("KeepsFailing", told, 0.0, Ending(how.code, how.reason, how.message or told, how.at))
 
 
-def helper_trouble(helpers: Iterable[Document]) -> Trouble | None:
+def helper_trouble(helpers: Iterable[Document], *, now_s: float) -> Trouble | None:
     """Tell of another pod of the workload that is broken, while the primary one may wait for it for ever."""
     for pod in helpers:
         name = pod["metadata"]["name"]
@@ -151,7 +150,7 @@ def helper_trouble(helpers: Iterable[Document]) -> Trouble | None:
                 times = f"after {restarts} restarts" if restarts else "and is not restarted"
                 told = f"its pod {name} ends {why} {times}; see `kubectl logs {name}`"
                 return Trouble("WorkerFailed", told, 5.0)
-        trouble = pod_trouble(pod, "")
+        trouble = pod_trouble(pod, "", now_s=now_s)
         if trouble is not None:
             return Trouble(trouble.reason, f"in its pod {name}: {trouble.message}", trouble.patience_s)
     return None

@@ -5,10 +5,9 @@ Nothing is asked of the API server here, and no time is taken but that which is 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from hpo_core.experiment import Experiment
 from hpo_core.gjson import Condition
@@ -110,6 +109,7 @@ class Followed:
         self._given_up: Trouble | None = None
         self._trouble: Trouble | None = None
         self._trouble_since = now
+        self._server_s = 0.0
 
     # --- what is told
 
@@ -150,10 +150,17 @@ class Followed:
 
     # --- what becomes of it
 
-    def judge(self, warnings: Warnings, now: float) -> Iterable[Event]:
-        """Tell what has become of it since it was asked last."""
+    def judge(self, warnings: Warnings, now: float, server_s: float) -> Iterable[Event]:
+        """Tell what has become of it since it was asked last.
+
+        Args:
+            warnings: What the server tells besides.
+            now: The time, in seconds of the monotonic clock: how long we have waited is told by it.
+            server_s: The time by the API server's clock, in seconds since 1970: how old objects are is told by it.
+        """
+        self._server_s = server_s
         primary = self._primary()
-        yield from self._look_for_start(primary, now)
+        yield from self._look_for_start(primary, now, server_s)
         self._follow_logs(primary, now)
         how = self._how(primary)
         if not self._has_ended(how):
@@ -182,18 +189,18 @@ class Followed:
         """How the newest of its pods ended; None while that goes on."""
         return primary[-1].how if primary else None
 
-    def _look_for_start(self, primary: list[_Pod], now: float) -> Iterable[Event]:
+    def _look_for_start(self, primary: list[_Pod], now: float, server_s: float) -> Iterable[Event]:
         if self._started_at is not None:
             return
-        since = next(filter(None, (started_at(pod.document, self.job.primary_container) for pod in primary)), "")
-        if not since:
+        container = self.job.primary_container
+        first = next((pod.document for pod in primary if started_at(pod.document, container)), None)
+        if first is None:
             return
-        self._started_at = datetime.fromisoformat(since).timestamp()
+        self._started_at = _seconds(started_at(first, container)) or 0.0
         if self.job.deadline_s is not None:
-            # The node's clock need not be ours: what was created here cannot have run for longer than that is ago.
-            age_s = max(time.time() - self._started_at, 0.0)
-            age_s = age_s if self.is_adopted else min(age_s, now - self._submitted_at)
-            self._deadline_at = now + self.job.deadline_s - age_s
+            # The node's clock need not be the server's: what the server created cannot have run for longer.
+            age_s = min(server_s - self._started_at, _age_s(first, server_s))
+            self._deadline_at = now + self.job.deadline_s - max(age_s, 0.0)
         yield Started(self.job.name, self._started_at)
 
     def _follow_logs(self, primary: list[_Pod], now: float) -> None:
@@ -256,7 +263,7 @@ class Followed:
             return Exited(name, code, failed.reason, at=at)
         if failed is not None and how is not None and (how.reason or how.code):
             return Exited(name, code, how.reason, how.message, at=at)
-        if failed is not None and (helper := helper_trouble(self._helpers(primary))) is not None:
+        if failed is not None and (helper := self._helper_trouble(primary)) is not None:
             return self._as_given_up(helper, code, at)
         if failed is not None:
             return Exited(name, code, failed.reason or "WorkloadFailed", failed.message, at=at)
@@ -295,12 +302,18 @@ class Followed:
                 yield Waiting(self.job.name, "Starting", "what it waited for has passed, and it is being started")
             return
         if before is None or before.reason != trouble.reason:
-            self._trouble_since = now
+            self._trouble_since = self._waits_since(trouble, now)
             if self._started_at is None:
                 yield Waiting(self.job.name, trouble.reason, trouble.message)
         patience_s = self._rules.pending_deadline_s if trouble.patience_s is None else trouble.patience_s
         if now - self._trouble_since >= patience_s:
             self._give_up(trouble, patience_s)
+
+    def _waits_since(self, trouble: Trouble, now: float) -> float:
+        """When a trouble that is seen now began: one that an earlier tuner saw is borne no longer for a new one."""
+        if not self.is_adopted or self._started_at is not None or trouble.patience_s is not None:
+            return now
+        return now - max(_age_s(self.document or {}, self._server_s), 0.0)
 
     def _give_up(self, trouble: Trouble, patience_s: float) -> None:
         message = trouble.message
@@ -318,7 +331,7 @@ class Followed:
         return (
             (self._late(now) if how is None else None)
             or self._in_primary_pod(primary, warnings)
-            or helper_trouble(self._helpers(primary))
+            or self._helper_trouble(primary)
             or (self._without_pod(warnings, now) if how is None and not self._pods else None)
         )
 
@@ -326,16 +339,17 @@ class Followed:
         if not primary or primary[-1].gone:
             return None
         pod, container = primary[-1].document, self.job.primary_container
-        found = pod_trouble(pod, container, now=datetime.now(UTC))
+        found = pod_trouble(pod, container, now_s=self._server_s)
         if found is None and self._rules.kind not in COUNTS_RESTARTS and not _sets_backoff(self.document or {}):
             found = restart_trouble(pod, container)
         if self._rules.sidecar is not None:
             found = sidecar_trouble(pod, self._rules.sidecar, found)
         return found or volume_trouble(pod, warnings(pod["metadata"]["name"]))
 
-    def _helpers(self, primary: list[_Pod]) -> list[Document]:
+    def _helper_trouble(self, primary: list[_Pod]) -> Trouble | None:
         ours = {pod.document["metadata"]["name"] for pod in primary}
-        return [pod.document for name, pod in self._pods.items() if name not in ours and not pod.gone]
+        helpers = [pod.document for name, pod in self._pods.items() if name not in ours and not pod.gone]
+        return helper_trouble(helpers, now_s=self._server_s)
 
     def _without_pod(self, warnings: Warnings, now: float) -> Trouble | None:
         document, kind = self.document or {}, self._rules.kind
@@ -356,6 +370,12 @@ class Followed:
 def _sets_backoff(document: Document) -> bool:
     """Whether a workload of the training operator says how often its containers may be restarted."""
     return ((document.get("spec") or {}).get("runPolicy") or {}).get("backoffLimit") is not None
+
+
+def _age_s(document: Document, server_s: float) -> float:
+    """Seconds since the server created an object; 0 for one that it has not told of."""
+    created = _seconds(str((document.get("metadata") or {}).get("creationTimestamp") or ""))
+    return 0.0 if created is None else server_s - created
 
 
 def _seconds(text: str) -> float | None:

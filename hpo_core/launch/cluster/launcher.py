@@ -378,7 +378,7 @@ class ClusterLauncher:
 
     def _judge(self, followed: Followed) -> None:
         """See what has become of a workload, and do what follows from that."""
-        self._events += followed.judge(self._warnings_of, time.monotonic())
+        self._events += followed.judge(self._warnings_of, time.monotonic(), self._kube.now_s())
         if followed.wants_deletion:
             with contextlib.suppress(TransientError):  # then it is tried again at the next look
                 self._end(followed)
