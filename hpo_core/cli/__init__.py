@@ -1,6 +1,7 @@
 """The command `hpo`: argv, environment, signals, logging set-up, exit codes, and every word that is printed.
 
-`arguments` holds the options, `commands` what each command does; here errors become messages and exit codes.
+`arguments` holds the options, `commands` what each command does, `exit_codes` what they exit with; here errors become
+messages and exit codes.
 """
 
 from __future__ import annotations
@@ -10,35 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hpo_core.errors import (
-    BuildError,
-    Conflict,
-    HpoError,
-    LaunchError,
-    MetricsError,
-    NotFound,
-    SpecError,
-    StoreError,
-    TransientError,
-)
-
-INTERRUPTED = 130
-EXIT_CODES: dict[type[BaseException], int] = {
-    SpecError: 2,
-    BuildError: 2,
-    MetricsError: 2,
-    NotFound: 2,
-    Conflict: 2,
-    StoreError: 4,
-    TransientError: 4,
-    LaunchError: 4,
-    HpoError: 1,
-}
-"""What a failure exits with, the most special class first: 1 a bug of ours, 2 refused input, 4 out of reach.
-
-A command that did its work exits with 0, with 3 when the experiment failed or no trial succeeded, with 130 when it was
-interrupted.
-"""
+from hpo_core.cli.exit_codes import BUG, INTERRUPTED, OUT_OF_REACH, REFUSED, code_of
+from hpo_core.errors import HpoError, SpecError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,14 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Files of the user and records have their own errors; what is left is our own output.
         print(f"hpo: cannot write what there is to say: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_CODES[StoreError]
+        return OUT_OF_REACH
     except SpecError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
-        return EXIT_CODES[SpecError]
+        return REFUSED
     except HpoError as error:
         print(f"hpo {arguments.name if arguments else ''}: {error}", file=sys.stderr)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        return code_of(error)
     except Exception as error:
         if arguments is None or arguments.verbose:
             raise
@@ -86,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"hpo {arguments.name}: this is a bug of ours: {error!r}; please report it with the output of --verbose",
             file=sys.stderr,
         )
-        return 1
+        return BUG
 
 
 if __name__ == "__main__":

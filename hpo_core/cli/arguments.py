@@ -6,7 +6,7 @@ import argparse
 import os
 
 from hpo_core import __version__
-from hpo_core.cli import commands
+from hpo_core.cli import commands, exit_codes
 from hpo_core.lint import BACKENDS
 from hpo_core.objects import LOCAL_STORE
 
@@ -16,7 +16,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hpo",
         description="Tune a training program: a Katib Experiment YAML, run on this machine or in a cluster.",
-        epilog="Begin with `hpo run experiment.yaml`; `hpo COMMAND --help` shows an example of each command.",
+        epilog="Begin with `hpo run experiment.yaml`; `hpo COMMAND --help` shows an example of each command.\n\n"
+        f"exit codes:\n{exit_codes.told()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hpo {__version__}")
     adder = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="name")

@@ -15,6 +15,7 @@ from hpo_core import lint as linting
 from hpo_core import manifest, search, tuner
 from hpo_core import report as reporting
 from hpo_core.cli import show
+from hpo_core.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT, REFUSED
 from hpo_core.errors import NotFound, Problem, SpecError
 from hpo_core.experiment import Draft, Experiment, dump_yaml, parse_yaml
 from hpo_core.experiment.document import near_miss
@@ -30,8 +31,6 @@ Command: TypeAlias = Callable[[argparse.Namespace], int]
 
 MOST_ROWS = 100
 """A run of more trials does not print them all at its end."""
-NO_RESULT = 3
-INTERRUPTED = 130
 
 
 def lint(arguments: argparse.Namespace) -> int:
@@ -42,9 +41,9 @@ def lint(arguments: argparse.Namespace) -> int:
     for problem in draft.findings.problems:
         print(f"error: {problem}")
     if draft.findings.problems:
-        return 2
+        return REFUSED
     print(f"{arguments.file}: an experiment that can be run")
-    return 0
+    return DONE
 
 
 def render(arguments: argparse.Namespace) -> int:
@@ -52,7 +51,7 @@ def render(arguments: argparse.Namespace) -> int:
     experiment = _experiment(arguments)
     values = _values(experiment, arguments.values)
     print(dump_yaml(manifest.render(experiment, values, f"{experiment.name}-example")), end="")
-    return 0
+    return DONE
 
 
 def suggest(arguments: argparse.Namespace) -> int:
@@ -69,14 +68,14 @@ def suggest(arguments: argparse.Namespace) -> int:
     suggestion = search.make_search(experiment).ask(history, arguments.count)
     assignments = [dict(assignment.values) for assignment in suggestion.assignments]
     print(json.dumps({"assignments": assignments, "exhausted": suggestion.exhausted}, indent=1))
-    return 0
+    return DONE
 
 
 def algorithms(arguments: argparse.Namespace) -> int:  # noqa: ARG001  every command has the same signature
     """Print every algorithm with its settings, as Markdown."""
     for name in search.ALGORITHMS:
         print(f"## {name}\n\n{search.describe(name)}")
-    return 0
+    return DONE
 
 
 def build(arguments: argparse.Namespace) -> int:
@@ -93,7 +92,7 @@ def build(arguments: argparse.Namespace) -> int:
     for line in image.skipped:
         print(f"skipped {line}", file=sys.stderr)
     print(image.reference)
-    return 0
+    return DONE
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -108,8 +107,6 @@ def run(arguments: argparse.Namespace) -> int:
         show.trials(final.experiment, final.trials)
         print()
     show.result(final.experiment, final.verdict, final.progress, place.store(experiment.namespace, experiment.name))
-    if final.verdict.condition is ExperimentCondition.SUSPENDED:
-        return INTERRUPTED
     return _result_code(final.verdict, final.progress)
 
 
@@ -118,7 +115,7 @@ def launch(arguments: argparse.Namespace) -> int:
     place = replace(_place(arguments), pod=_tuner_pod(arguments))
     handle = tuner.launch(_told_experiment(arguments), place)
     print(f"experiment {handle.name} runs in the namespace {handle.namespace}; `hpo wait {handle.name}` shows it")
-    return 0
+    return DONE
 
 
 def wait(arguments: argparse.Namespace) -> int:
@@ -143,10 +140,10 @@ def stop(arguments: argparse.Namespace) -> int:
         return _stop_trial(store, arguments.trial)
     if not tuner.request_stop(store, by="hpo stop"):
         print(f"{store.name} is not running, so there is nothing to stop")
-        return 0
+        return DONE
     stopped = tuner.wait_for_stop(store, place)
     print(f"{store.name}: {stopped.verdict.message}" if stopped else f"{store.name} was stopped")
-    return 0
+    return DONE
 
 
 def _stop_trial(store: ExperimentStore, given: str) -> int:
@@ -157,7 +154,7 @@ def _stop_trial(store: ExperimentStore, given: str) -> int:
         print(f"trial {trial.number} of {store.name} is being stopped, and will be Killed")
     else:
         print(f"{store.name} is not running, so there is nothing to stop")
-    return 0
+    return DONE
 
 
 def edit(arguments: argparse.Namespace) -> int:
@@ -176,7 +173,7 @@ def edit(arguments: argparse.Namespace) -> int:
         if runs
         else "no tuner runs it; `hpo run` or `hpo launch` with its YAML goes on"
     )
-    return 0
+    return DONE
 
 
 def delete(arguments: argparse.Namespace) -> int:
@@ -184,7 +181,7 @@ def delete(arguments: argparse.Namespace) -> int:
     store, place = _store(arguments)
     tuner.delete(store, place)
     print(f"{store.name} was deleted")
-    return 0
+    return DONE
 
 
 def list_all(arguments: argparse.Namespace) -> int:
@@ -195,7 +192,7 @@ def list_all(arguments: argparse.Namespace) -> int:
         if arguments.namespace in ("", namespace):
             rows.append((namespace, name, *_summary(place.store(namespace, name))))
     show.experiments(rows, place)
-    return 0
+    return DONE
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -204,11 +201,11 @@ def status(arguments: argparse.Namespace) -> int:
     published = read_status(store)
     if arguments.output == "text":
         show.status(store.load(), published, alive=store.is_held())
-        return 0
+        return DONE
     document = parse_yaml(store.derived("experiment.yaml") or "")
     document["status"] = dict(published.status) if published else {}
     print(json.dumps(document, indent=1) if arguments.output == "json" else dump_yaml(document).rstrip())
-    return 0
+    return DONE
 
 
 def best(arguments: argparse.Namespace) -> int:
@@ -222,7 +219,7 @@ def best(arguments: argparse.Namespace) -> int:
         )
         return NO_RESULT
     print(json.dumps(found))
-    return 0
+    return DONE
 
 
 def trials(arguments: argparse.Namespace) -> int:
@@ -237,7 +234,7 @@ def trials(arguments: argparse.Namespace) -> int:
         print(json.dumps([trial_to_json(trial) for trial in found], indent=1))
     else:
         show.trials(experiment, found)
-    return 0
+    return DONE
 
 
 def logs(arguments: argparse.Namespace) -> int:
@@ -245,7 +242,7 @@ def logs(arguments: argparse.Namespace) -> int:
     store, _ = _store(arguments)
     label = _label(store, arguments.trial)
     sys.stdout.buffer.write(store.log(label))
-    return 0
+    return DONE
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -260,7 +257,7 @@ def report(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise SpecError([Problem("--output", f"cannot write {arguments.output}: {error.strerror}")]) from error
     print(arguments.output)
-    return 0
+    return DONE
 
 
 def retrain(arguments: argparse.Namespace) -> int:
@@ -286,7 +283,7 @@ def retrain(arguments: argparse.Namespace) -> int:
         print(f"hpo retrain: {done.reason}: {done.message}", file=sys.stderr)
         return NO_RESULT
     show.retraining(done, store, place, arguments.model_dir)
-    return 0
+    return DONE
 
 
 def _text(arguments: argparse.Namespace) -> str:
@@ -361,8 +358,10 @@ def _summary(store: ExperimentStore) -> tuple[str, str]:
 
 
 def _result_code(verdict: Verdict, progress: Progress) -> int:
+    if verdict.condition is ExperimentCondition.SUSPENDED:
+        return INTERRUPTED
     succeeded = verdict.condition is ExperimentCondition.SUCCEEDED
-    return 0 if succeeded and progress.best_value is not None else NO_RESULT
+    return DONE if succeeded and progress.best_value is not None else NO_RESULT
 
 
 def _pairs(texts: list[str], option: str) -> list[tuple[str, str]]:

@@ -152,6 +152,11 @@ def test_an_unknown_name_is_answered_with_a_near_one(finished: Folder) -> None:
     assert "did you mean small?" in missing.stderr
 
 
+def test_every_exit_code_is_told(tmp_path: Path) -> None:
+    said = Folder.make(tmp_path).hpo("--help").stdout.partition("exit codes:\n")[2]
+    assert [int(line.split()[0]) for line in said.splitlines()] == [0, 1, 2, 3, 4, 130]
+
+
 def test_an_experiment_without_a_result_exits_with_three(tmp_path: Path) -> None:
     folder = Folder.make(tmp_path, trainer="exit 1\n")
     assert folder.hpo("run", "small.yaml").returncode == 3

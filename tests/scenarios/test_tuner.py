@@ -70,6 +70,9 @@ def test_stop_suspends_a_launched_experiment_and_leaves_no_process(tmp_path: Pat
     assert "was stopped" in stopped.stdout
     eventually(lambda: folder.processes() == [], "no process left")
     assert folder.status()["verdict"]["condition"] == "Suspended"
+    waited = folder.hpo("wait", "small")
+    assert waited.returncode == 130, "as `hpo run` tells a suspended experiment"
+    assert "small: " in waited.stdout
 
 
 def test_stop_of_what_does_not_run_says_so(tmp_path: Path) -> None:
