@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
-from hpo_core.errors import HpoError, StoreError, TransientError
+from hpo_core.errors import HpoError, TransientError
+from hpo_core.launch.outputs import find, first, not_kept
 from hpo_core.objects import ObjectStore
 from hpo_core.sidecar.order import Order
 
 UPLOADS = 3
 """How many files are sent at once; each takes a few parts of 5 MiB into memory."""
-TOLD = 20
-"""How many of the files that are left out are named."""
 
 _T = TypeVar("_T")
 
@@ -48,20 +44,12 @@ class Receipt:
     @property
     def note(self) -> str:
         """What a person has to know of it; "" when all is well."""
-        return self.error or (f"not kept of its output: {'; '.join(self.left_out)}" if self.left_out else "")
+        return self.error or not_kept(self.left_out)
 
     def to_json(self) -> bytes:
         """Write the marker."""
         told = {"attempt": self.attempt, "label": self.label, "files": self.files, "bytes": self.size_bytes}
         return json.dumps({**told, "leftOut": self.left_out, "error": self.error}, indent=1).encode()
-
-
-@dataclass(frozen=True)
-class Found:
-    """What lies in a folder: the files to keep, by their relative names, and what cannot be kept, with the reason."""
-
-    files: dict[str, Path]
-    left_out: list[str]
 
 
 def deliver(
@@ -82,7 +70,7 @@ def deliver(
     receipt = Receipt(order.attempt, order.label)
     try:
         found = find(order.output)
-        receipt = replace(receipt, left_out=_first(found.left_out))
+        receipt = replace(receipt, left_out=first(found.left_out))
         patiently(lambda: objects.delete(order.receipt))
         _each(lambda key: patiently(lambda: objects.delete(key)), patiently(lambda: objects.list(order.place)))
         sizes = [path.stat().st_size for path in found.files.values()]
@@ -97,64 +85,6 @@ def deliver(
         with contextlib.suppress(HpoError):
             objects.put(order.receipt, receipt.to_json())
     return receipt
-
-
-def find(folder: Path) -> Found:
-    """Look for what is to be kept below a folder: files, and links to files that do not lead out of it.
-
-    Raises:
-        StoreError: The folder itself cannot be read.
-    """
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise StoreError(f"the folder {folder} cannot be read by user {os.getuid()}")
-    root = folder.resolve()
-    found = Found({}, [])
-    for path, reason in _walk(root, found.left_out):
-        name = path.relative_to(root).as_posix()
-        reason = reason or _obstacle(path, root)
-        if reason:
-            found.left_out.append(f"{name.encode(errors='replace').decode()} ({reason})")
-        else:
-            found.files[name] = path.resolve()
-    return found
-
-
-def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[Path, str]]:
-    """Yield what is no folder, and the reason against it where that is known already; folders in order of names."""
-
-    def unreadable(error: OSError) -> None:
-        name = os.path.relpath(error.filename, root)
-        left_out.append(f"{name}/ (cannot be read by user {os.getuid()}: {error.strerror})")
-
-    for folder, folders, files in os.walk(root, onerror=unreadable):
-        folders.sort()
-        for name in sorted(files):
-            yield Path(folder, name), ""
-        for name in folders:
-            if Path(folder, name).is_symlink():
-                yield Path(folder, name), "a link to a folder"
-
-
-def _obstacle(path: Path, root: Path) -> str:
-    """Why a file cannot be kept; "" when it can."""
-    try:
-        path.relative_to(root).as_posix().encode()
-    except UnicodeEncodeError:
-        return "its name is no UTF-8"
-    try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(root):
-            return "a link that leads out of the folder"
-        if not stat.S_ISREG(real.stat().st_mode):
-            return "no plain file"
-        os.close(os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
-    except FileNotFoundError:
-        return "a link to nothing"
-    except OSError as error:
-        return f"cannot be read by user {os.getuid()}: {error.strerror}"
-    except RuntimeError:
-        return "a link to itself"
-    return ""
 
 
 class _Patience:
@@ -183,8 +113,3 @@ def _each(action: Callable[[_T], object], things: Iterable[_T]) -> None:
         finally:
             for future in futures:
                 future.cancel()
-
-
-def _first(left_out: list[str]) -> tuple[str, ...]:
-    more = len(left_out) - TOLD
-    return (*left_out[:TOLD], *([f"and {more} more"] if more > 0 else []))

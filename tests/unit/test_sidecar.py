@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 import pytest
 
 from hpo_core.errors import StoreError, TransientError
+from hpo_core.launch.outputs import find
 from hpo_core.objects import DirectoryStore, MemoryStore
 from hpo_core.sidecar.following import LINE_BYTES, Tail
 from hpo_core.sidecar.order import Order
-from hpo_core.sidecar.upload import Receipt, deliver, find
+from hpo_core.sidecar.upload import Receipt, deliver
 from hpo_core.store import ExperimentStore
 
 PLACE, RECEIPT = "team/small/models/00001-1/", "team/small/uploads/small-a1.json"
