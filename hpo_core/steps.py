@@ -16,7 +16,6 @@ from hpo_core import __version__, images, report, tuner
 from hpo_core.errors import LaunchError, Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.lint import lint
-from hpo_core.objects import LOCAL_STORE
 from hpo_core.publish import REPORT, SUMMARY
 from hpo_core.report.rows import best_row
 from hpo_core.space import Value
@@ -181,7 +180,7 @@ def _as_given(text: str) -> str:
 
 
 def _place(store: str) -> Place:
-    return Place.of(_as_given(store) or os.environ.get("HPO_STORE", LOCAL_STORE), pod=tuner.pod_like_own())
+    return Place.of(_as_given(store), pod=tuner.pod_like_own())
 
 
 def _store(handle: str) -> tuple[ExperimentStore, Place]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from hpo_core import __version__
 from hpo_core.cli import commands, exit_codes
@@ -219,12 +218,12 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_place(parser: argparse.ArgumentParser, *, namespace: bool = True) -> None:
-    default = os.environ.get("HPO_STORE", LOCAL_STORE)
     parser.add_argument(
         "--store",
-        default=default,
+        default="",
         metavar="URI",
-        help=f"where records are kept, a directory or s3://BUCKET/PREFIX: {default}, or $HPO_STORE",
+        help="where records are kept, a directory or s3://BUCKET/PREFIX; by default $HPO_STORE, else in a pod of "
+        f"Kubeflow Pipelines a folder of its namespace in the bucket of pipelines, else {LOCAL_STORE}",
     )
     if namespace:
         parser.add_argument("--namespace", default="", metavar="NAME", help="instead of the YAML's")

@@ -6,9 +6,9 @@ Nothing is tried again here but what watches do to reconnect; every other retry 
 """
 
 from hpo_core.kube.client import Kube
-from hpo_core.kube.faults import Refused
+from hpo_core.kube.faults import Forbidden, Refused
 from hpo_core.kube.kinds import Resource
 from hpo_core.kube.watching import Changed, Listed, Watch
 from hpo_core.kube.wire import Stream
 
-__all__ = ["Changed", "Kube", "Listed", "Refused", "Resource", "Stream", "Watch"]
+__all__ = ["Changed", "Forbidden", "Kube", "Listed", "Refused", "Resource", "Stream", "Watch"]

@@ -27,6 +27,18 @@ class Refused(LaunchError):
     """The API server will not have this object, whoever asks: it is invalid, above a quota or against a policy."""
 
 
+class Forbidden(LaunchError):
+    """This account may not do that.
+
+    Args:
+        user: The account, as the server names it; "" where it does not.
+    """
+
+    def __init__(self, message: str, user: str) -> None:
+        super().__init__(message)
+        self.user = user
+
+
 class NotServed(LaunchError):
     """The API server does not know this kind."""
 
@@ -117,7 +129,7 @@ class Refusal:
             return Refused(told)
         if lacks and lacks["user"] == "system:anonymous":
             return LaunchError(f"{told}; no credentials were sent: log in, or check the kubeconfig")
-        return LaunchError(f"{told}; {GRANT}")
+        return Forbidden(f"{told}; {GRANT}", lacks["user"] if lacks else "")
 
     def _in_conflict(self, told: str, verb: str) -> HpoError:
         if verb == "create" and self.reason != "AlreadyExists":

@@ -31,6 +31,10 @@ class Blob:
     age_s: float = 0.0
 
 
+class SourceError(StoreError):
+    """The file that is to be put cannot be read."""
+
+
 class ObjectStore(Protocol):
     """Objects by key. Keys are relative paths with `/`; methods block; every write is atomic and visible at once.
 
@@ -59,7 +63,7 @@ class ObjectStore(Protocol):
 
         Raises:
             Conflict: `expect` does not hold; nothing was written.
-            StoreError: The file cannot be read.
+            SourceError: The file cannot be read.
         """
         ...
 
@@ -150,12 +154,12 @@ def open_source(path: Path) -> BufferedReader:
     """Open a file that is to be put.
 
     Raises:
-        StoreError: It cannot be read.
+        SourceError: It cannot be read.
     """
     try:
         return path.open("rb")
     except OSError as error:
-        raise StoreError(f"cannot read {path}, which is to be stored: {error.strerror}; mend that") from error
+        raise SourceError(f"cannot read {path}, which is to be stored: {error.strerror}; mend that") from error
 
 
 @contextlib.contextmanager

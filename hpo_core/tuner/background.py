@@ -90,8 +90,10 @@ def start_tuner(experiment: Experiment, place: Place, *, goes_on: bool = True) -
         store.drop_stops()
     # Imported here: the Kubernetes client is dear, and local tuners need none.
     from hpo_core.tuner import cluster_job
+    from hpo_core.tuner.pod_store import tuner_environment
 
-    cluster_job.start(place.kube(experiment), experiment, order, store, cluster_job.TunerPod(**place.pod))
+    pod = cluster_job.TunerPod(**place.pod, environment=tuner_environment(place.uri))
+    cluster_job.start(place.kube(experiment), experiment, order, store, pod)
 
 
 def _start_process(experiment: Experiment, place: Place, order: Mapping[str, Any], store: ExperimentStore) -> None:

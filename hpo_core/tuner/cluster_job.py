@@ -1,7 +1,7 @@
 """A tuner in the background of a cluster: a Job with our image, which is started anew when its pod dies.
 
-Its order lies in a ConfigMap that the Job owns; the store's address and credentials come to its pod from the Secret
-`hpo-store`, by reference. Whichever pod comes, the store's lease lets one of them tune.
+Its order lies in a ConfigMap that the Job owns; the store's address and credentials come to its pod from a Secret, by
+reference. Whichever pod comes, the store's lease lets one of them tune.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpo_core.kube import Kube
 from hpo_core.launch.cluster.diagnosis import event_trouble, pod_trouble
 from hpo_core.launch.cluster.dress import ISTIO, owner_reference
 from hpo_core.launch.cluster.endings import Document, ending
-from hpo_core.launch.cluster.sidecar import STORE_SECRET
+from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner.background import REFUSED
 from hpo_core.tuner.place import IMAGE_VARIABLE
@@ -50,11 +50,13 @@ class TunerPod:
         service_account: Whose permissions it has.
         fields: Further fields of its pod's spec, such as priorityClassName, imagePullSecrets, nodeSelector,
             tolerations; `resources` are its container's.
+        environment: `env` and `envFrom` of its container, by which it gets the store's server and credentials.
     """
 
     image: str = field(default_factory=lambda: os.environ.get(IMAGE_VARIABLE) or f"kfp-hpo/hpo-python:{__version__}")
     service_account: str = "hpo-tuner"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=lambda: STORE_ENVIRONMENT)
 
 
 def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: ExperimentStore, pod: TunerPod) -> None:
@@ -97,9 +99,9 @@ def make_job(experiment: Experiment, name: str, pod: TunerPod) -> dict[str, Any]
         "name": CONTAINER,
         "image": pod.image,
         "command": ["python", "-m", "hpo_core.tuner", f"{ORDER_FOLDER}/{ORDER}"],
-        "env": [{"name": IMAGE_VARIABLE, "value": pod.image}],
+        **pod.environment,
+        "env": [{"name": IMAGE_VARIABLE, "value": pod.image}, *pod.environment.get("env", ())],
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "envFrom": [{"secretRef": {"name": STORE_SECRET}}],
         "resources": fields.pop("resources", {"requests": {"cpu": "100m", "memory": "256Mi"}}),
         "securityContext": {
             "allowPrivilegeEscalation": False,

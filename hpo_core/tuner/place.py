@@ -20,7 +20,7 @@ from hpo_core.errors import Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.launch.local import LocalLauncher, site_of
 from hpo_core.lint import AUTO, KUBERNETES, LOCAL, resolve_backend
-from hpo_core.objects import RecordStore, folder_of, open_objects
+from hpo_core.objects import RecordStore, default_store, folder_of, open_objects
 from hpo_core.store import ExperimentStore
 
 if TYPE_CHECKING:
@@ -61,7 +61,18 @@ class Place:
         backend: str = AUTO,
         pod: Mapping[str, Any] = MappingProxyType({}),
     ) -> Place:
-        """Make the place of a store's address as a user gave it."""
+        """Make the place of a store's address as a user gave it.
+
+        Args:
+            store: A directory or `s3://BUCKET/PREFIX`; "" for the usual one, see `default_store`.
+            directory: Working directory of local trials whose image is no local image.
+            backend: Where trials run.
+            pod: How the pod of a tuner in a cluster is to be.
+
+        Raises:
+            StoreError: The usual store is meant and cannot be found out.
+        """
+        store = store or default_store()
         uri = store if "://" in store else str(Path(store).absolute())
         return cls(uri, str(Path(directory).absolute()), resolve_backend(backend), dict(pod))
 
@@ -126,12 +137,13 @@ class Place:
     def _sidecar(self) -> Sidecar | None:
         """What keeps the outputs of trials in a cluster; None where the engine's image is not known."""
         from hpo_core.launch.cluster.sidecar import Sidecar
+        from hpo_core.tuner.pod_store import sidecar_environment
 
         image = str(self.pod.get("image") or os.environ.get(IMAGE_VARIABLE) or "")
         if not image:
             _log.warning("output.not_kept reason=%s names no image of the engine", IMAGE_VARIABLE)
             return None
-        return Sidecar(image, self.uri)
+        return Sidecar(image, self.uri, sidecar_environment(self.uri))
 
     def kube(self, experiment: Experiment) -> Kube:
         """The cluster that an experiment's trials run in.

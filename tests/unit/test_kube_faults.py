@@ -9,7 +9,7 @@ import pytest
 import urllib3
 
 from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, TransientError
-from hpo_core.kube.faults import Gone, NotServed, Refusal, Refused, of_the_way
+from hpo_core.kube.faults import Forbidden, Gone, NotServed, Refusal, Refused, of_the_way
 
 LACKS = 'jobs.batch is forbidden: User "system:serviceaccount:team:runner" cannot create resource "jobs" in API group'
 WEBHOOK = 'admission webhook "policy.example" denied the request: User "x" cannot create resource '
@@ -29,7 +29,7 @@ def test_what_will_pass_is_transient(code: int) -> None:
     ("code", "message", "verb", "kind"),
     [
         (401, "Unauthorized", "get", LaunchError),
-        (403, LACKS, "create", LaunchError),
+        (403, LACKS, "create", Forbidden),
         (403, 'jobs "j" is forbidden: exceeded quota: full', "create", Refused),
         (403, 'pods "p" is forbidden: violates PodSecurity "restricted:latest": ...', "create", Refused),
         (403, 'pods "p" is forbidden: maximum memory usage per Container is 1Gi, but limit is 2Gi', "create", Refused),
@@ -60,7 +60,10 @@ def test_what_will_not_pass_is_told_from_what_lacks_permission(
 
 
 def test_a_missing_permission_names_the_way_out() -> None:
-    assert "`kubectl apply -k manifests/base` grants" in str(error_of(403, LACKS))
+    error = error_of(403, LACKS)
+    assert "`kubectl apply -k manifests/base` grants" in str(error)
+    assert isinstance(error, Forbidden)
+    assert error.user == "system:serviceaccount:team:runner"
 
 
 def test_somebody_without_a_name_is_told_to_log_in() -> None:

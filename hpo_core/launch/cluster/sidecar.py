@@ -22,6 +22,8 @@ METRICS_FOLDER, METRICS_VOLUME = "/hpo/metrics", "hpo-metrics"
 """Where in the sidecar the metrics file's folder is, and the volume behind it."""
 STORE_SECRET = "hpo-store"
 """The Secret with address and credentials of the store, as environment variables."""
+STORE_ENVIRONMENT: Mapping[str, Any] = {"envFrom": [{"secretRef": {"name": STORE_SECRET, "optional": False}}]}
+"""The fields of a container that gets them from there."""
 UPLOAD_S = 600
 MARGIN_S = 15
 """How long before it is ended by force a sidecar gives up, to say so."""
@@ -43,13 +45,14 @@ class Sidecar:
     Attributes:
         image: The engine's image.
         store: The store's address.
-        secret: Name of the Secret with the store's server and credentials, in the workloads' namespace.
+        environment: The fields of its container, `env` and `envFrom`, by which it gets the store's server and
+            credentials; by reference to Secrets in the workloads' namespace.
         upload_s: How long it may take to bring an output to the store, in seconds.
     """
 
     image: str
     store: str
-    secret: str = STORE_SECRET
+    environment: Mapping[str, Any] = field(default_factory=lambda: STORE_ENVIRONMENT)
     upload_s: int = UPLOAD_S
 
 
@@ -123,10 +126,16 @@ def sidecar_trouble(pod: Document, sidecar: Sidecar, found: Trouble | None) -> T
             f"{SIDECAR!r}: Kubernetes 1.29 or later and an operator of that age are needed",
             0.0,
         )
-    if found is not None and found.reason == "CannotStart" and f'secret "{sidecar.secret}" not found' in found.message:
+    if found is not None and found.reason == "CannotStart" and _lacks_secret(found.message, sidecar):
         advice = "it holds the store's address and credentials for what trials leave; create it in their namespace"
         return replace(found, message=f"{found.message}; {advice}")
     return found
+
+
+def _lacks_secret(said: str, sidecar: Sidecar) -> bool:
+    whole = [source["secretRef"] for source in sidecar.environment.get("envFrom", ())]
+    keys = [variable.get("valueFrom", {}).get("secretKeyRef", {}) for variable in sidecar.environment.get("env", ())]
+    return any(f'secret "{secret.get("name")}" not found' in said for secret in (*whole, *keys))
 
 
 def grace_s(document: Document, container_name: str) -> int:
@@ -153,7 +162,7 @@ def _add(pod: Changing, container_name: str, duty: Duty) -> None:
         "restartPolicy": "Always",
         "command": ["python", "-m", "hpo_core.sidecar"],
         "args": [*_arguments(duty, metrics), *_conditions(names, duty.pod_labels)],
-        "envFrom": [{"secretRef": {"name": sidecar.secret, "optional": False}}],
+        **sidecar.environment,
         "lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", _LISTENS]}}},
         "resources": {
             "requests": {"cpu": "10m", "memory": "48Mi"},
@@ -165,8 +174,11 @@ def _add(pod: Changing, container_name: str, duty: Duty) -> None:
     }
     if names:
         container["env"] = [
-            {"name": name, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}}
-            for name, label in zip(names, duty.pod_labels, strict=True)
+            *container.get("env", []),
+            *(
+                {"name": name, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}}
+                for name, label in zip(names, duty.pod_labels, strict=True)
+            ),
         ]
     pod["initContainers"] = [*(pod.get("initContainers") or []), container]
     pod.pop("shareProcessNamespace", None)  # it would show the trainer the sidecar's environment
