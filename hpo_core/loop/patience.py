@@ -11,6 +11,8 @@ from hpo_core.loop.clock import Clock
 
 PATIENCE_S = 300.0
 """How long a store or launcher that cannot do its work now is tried again."""
+LOOK_S = 1.0
+"""How often it is asked meanwhile whether to go on."""
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -50,8 +52,14 @@ class Patience:
                     _log.warning("work.waits reason=%s; tried again for up to %g s", error, self._patience_s)
                 if now >= failed_at + self._patience_s or self._gave_up():
                     raise
-                self._clock.sleep(error.retry_after_s)
+                self._pause(min(error.retry_after_s, failed_at + self._patience_s - now))
                 continue
             if failed_at is not None:
                 _log.warning("work.goes_on after_s=%.0f", self._clock.monotonic() - failed_at)
             return result
+
+    def _pause(self, seconds: float) -> None:
+        """Wait as long as the server wishes, which may be an hour, unless somebody gives up."""
+        until = self._clock.monotonic() + seconds
+        while not self._gave_up() and (left_s := until - self._clock.monotonic()) > 0:
+            self._clock.sleep(min(left_s, LOOK_S))

@@ -22,6 +22,9 @@ from hpo_core.status import Progress
 from hpo_core.store import DELETING, RETRAINING, STOP, TUNING, ExperimentStore
 from hpo_core.tuner.place import Place, launched_place
 
+START_S = 15.0
+"""How long a cluster is waited for that does not answer, or not rightly, when nothing has been started yet."""
+
 
 def run_experiment(
     experiment: Experiment,
@@ -60,7 +63,7 @@ def run_experiment(
     if there.backend == LOCAL:
         images.find_local_image(experiment.template.primary_image, there.images_root)
     else:
-        check_permissions(there, experiment)
+        check_permissions(there, experiment, gave_up=should_stop)
     with store.lease(describe_owner(TUNING, there.site), goes_on=goes_on), Publisher(store, clock) as publisher:
         accepted = store.accept(experiment, now=clock.now())
         _tell_launch(store, there, experiment, accepted)
@@ -98,21 +101,26 @@ def check_store(place: Place) -> None:
         raise SpecError([Problem("--store", message)])
 
 
-def check_permissions(place: Place, experiment: Experiment, *, launching: bool = False) -> None:
+def check_permissions(
+    place: Place, experiment: Experiment, *, launching: bool = False, gave_up: Callable[[], bool] = lambda: False
+) -> None:
     """Make sure that nothing will be refused in the cluster half-way.
 
     Args:
         place: Whose backend is a cluster.
         experiment: What is to be run.
         launching: Whether only a tuner's Job is to be started.
+        gave_up: Asked while the cluster is waited for; true ends that.
 
     Raises:
         SpecError: We may not do all that is needed; each sentence says what grants it.
+        TransientError: The cluster is out of reach.
     """
     from hpo_core.launch.cluster import permissions
 
+    patiently = loop.Patience(loop.SystemClock(), patience_s=START_S, gave_up=gave_up)
     ask = permissions.missing_to_launch if launching else permissions.missing
-    told = ask(place.kube(experiment), experiment)
+    told = ask(place.kube(experiment), experiment, patiently)
     if told:
         raise SpecError([Problem("", sentence) for sentence in told])
 

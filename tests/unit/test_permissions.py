@@ -15,6 +15,7 @@ from hpo_core.kube import Kube, Resource
 from hpo_core.launch import Job
 from hpo_core.launch.cluster.launcher import ClusterLauncher
 from hpo_core.launch.cluster.permissions import LAUNCHING, Wish, missing, missing_to_launch, needed
+from hpo_core.loop import Patience, SystemClock
 from hpo_core.manifest import LABEL_EXPERIMENT, LABEL_TRIAL, LABEL_UID
 from tests.contracts.launcher_suite import process_job, until_ended, until_started
 from tests.experiments import make_experiment
@@ -96,6 +97,11 @@ def test_nothing_is_missing_where_all_is_allowed_and_nothing_is_created_by_askin
     assert missing(kube, experiment()) == []
     assert missing_to_launch(kube, experiment()) == []
     assert asked(fake) == set()
+
+
+def test_a_server_that_is_overloaded_is_asked_again(fake: FakeKubernetes, kube: Kube) -> None:
+    fake.refuse(5, 429)
+    assert missing(kube, experiment(), Patience(SystemClock())) == []
 
 
 @pytest.mark.parametrize("wish", needed(JOBS), ids=lambda wish: f"{wish.verb} {wish.what}")

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from hpo_core.errors import LaunchError
 from hpo_core.experiment import Experiment
@@ -28,6 +29,20 @@ _OVERLAYS = {
     "trainjobs.trainer.kubeflow.org": "manifests/overlays/trainer",
 }
 _REVIEWS_AT_ONCE = 8
+_T = TypeVar("_T")
+
+
+class Patiently(Protocol):
+    """Does something, and does it again while it fails transiently."""
+
+    def __call__(self, action: Callable[[], _T], /) -> _T:
+        """Return what it returns."""
+        ...
+
+
+def once(action: Callable[[], _T], /) -> _T:
+    """Be no more patient than to try once."""
+    return action()
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,13 @@ def needed(workload: Resource) -> tuple[Wish, ...]:
     )
 
 
-def missing(kube: Kube, experiment: Experiment) -> list[str]:
+def missing(kube: Kube, experiment: Experiment, patiently: Patiently = once) -> list[str]:
     """Tell what we may not do of all that tuning this experiment takes, and which command grants it.
+
+    Args:
+        kube: The API server.
+        experiment: What is to be tuned.
+        patiently: Asks the server each question.
 
     Returns:
         One sentence for each kind of object; empty when all is allowed.
@@ -86,30 +106,29 @@ def missing(kube: Kube, experiment: Experiment) -> list[str]:
         TransientError: The server cannot be asked now.
     """
     spec = experiment.template.trial_spec
-    workload = kube.resource(str(spec["apiVersion"]), str(spec["kind"]))
-    return _refused(kube, needed(workload), experiment.namespace)
+    workload = patiently(lambda: kube.resource(str(spec["apiVersion"]), str(spec["kind"])))
+    return _refused(kube, needed(workload), experiment.namespace, patiently)
 
 
-def missing_to_launch(kube: Kube, experiment: Experiment) -> list[str]:
+def missing_to_launch(kube: Kube, experiment: Experiment, patiently: Patiently = once) -> list[str]:
     """Tell the same of what it takes to start a tuner's Job, which then tunes with permissions of its own.
 
     Raises:
         TransientError: The server cannot be asked now.
     """
-    return _refused(kube, LAUNCHING, experiment.namespace)
+    return _refused(kube, LAUNCHING, experiment.namespace, patiently)
 
 
-def _refused(kube: Kube, wishes: Sequence[Wish], namespace: str) -> list[str]:
+def _refused(kube: Kube, wishes: Sequence[Wish], namespace: str, patiently: Patiently) -> list[str]:
     def ask(wish: Wish) -> bool:
-        return kube.allowed(
-            wish.verb, wish.resource, group=wish.group, subresource=wish.subresource, namespace=namespace
-        )
+        where = {"group": wish.group, "subresource": wish.subresource, "namespace": namespace}
+        return patiently(lambda: kube.allowed(wish.verb, wish.resource, **where))
 
     with ThreadPoolExecutor(_REVIEWS_AT_ONCE, thread_name_prefix="review") as reviews:
         refused = [wish for wish, allowed in zip(wishes, reviews.map(ask, wishes), strict=True) if not allowed]
     if not refused:
         return []
-    user = _user(kube)
+    user = patiently(lambda: _user(kube))
     kinds = dict.fromkeys(wish.what for wish in refused)
     return [_sentence(user, namespace, [wish for wish in refused if wish.what == what]) for what in kinds]
 
