@@ -114,10 +114,18 @@ class PodNamespace:
         Raises:
             StoreError: It tells no credentials, or this account may not read them.
         """
-        told = _provider(self._providers(), address)
-        if (told.get("credentials") or {}).get("fromEnv"):
+        # Imported here: only this needs YAML.
+        from hpo_core.experiment import parse_yaml
+
+        try:
+            told = _provider(parse_yaml(self._providers()) or {}, address)
+            credentials = dict(told.get("credentials") or {})
+            keys = _keys(dict(credentials.get("secretRef") or {}))
+        except (SpecError, AttributeError, TypeError, ValueError) as error:
+            where = f"`providers` in the ConfigMap {LAUNCHER} of {self.name}"
+            raise StoreError(f"{where} cannot be read: {error}; mend it") from error
+        if credentials.get("fromEnv"):
             raise _none(f"the ConfigMap {LAUNCHER} of {self.name} says that they come from there (fromEnv): add them")
-        keys = _keys(told)
         return {**_server(told), **self._credentials(keys), SECRET: str(keys)}
 
     def launcher(self) -> Mapping[str, Any]:
@@ -131,21 +139,11 @@ class PodNamespace:
         except NotFound:
             return {}
 
-    def _providers(self) -> Mapping[str, Any]:
-        # Imported here: only this needs YAML.
-        from hpo_core.experiment import parse_yaml
-
+    def _providers(self) -> str:
         try:
-            text = str(self.launcher().get("providers") or "")
+            return str(self.launcher().get("providers") or "")
         except _Forbidden:
-            return {}  # what is usual may do
-        try:
-            found = parse_yaml(text)
-        except SpecError as error:
-            found = error
-        if found is None or isinstance(found, dict):
-            return found or {}
-        raise StoreError(f"`providers` in the ConfigMap {LAUNCHER} of {self.name} is no mapping: {found}; mend it")
+            return ""  # what is usual may do
 
     def _credentials(self, keys: SecretKeys) -> dict[str, str]:
         where = f"the Secret {keys.name} of the namespace {self.name}"
@@ -206,8 +204,8 @@ def _provider(providers: Mapping[str, Any], address: str) -> dict[str, Any]:
     return found
 
 
-def _keys(told: Mapping[str, Any]) -> SecretKeys:
-    given, usual = (told.get("credentials") or {}).get("secretRef") or {}, SecretKeys()
+def _keys(given: Mapping[str, Any]) -> SecretKeys:
+    usual = SecretKeys()
     return SecretKeys(
         str(given.get("secretName") or usual.name),
         str(given.get("accessKeyKey") or usual.access_key),
