@@ -73,7 +73,7 @@ def trial_verdict(experiment: Experiment, trial: Trial, exited: Exited, reader: 
     value = observation.value(experiment.objective)
     if value is None or not math.isfinite(value):
         return TrialVerdict(TrialCondition.METRICS_UNAVAILABLE, *_explain_missing_metric(experiment, exited, reader))
-    message = _sentence(exited.message, _missed(reader))
+    message = sentence(exited.message, _missed(reader))
     return TrialVerdict(TrialCondition.SUCCEEDED, "TrialSucceeded", message, observation)
 
 
@@ -84,7 +84,7 @@ def explain_exit(exited: Exited, reader: MetricsReader) -> tuple[str, str]:
         The reason in one word, and a message with the last lines that it printed.
     """
     reason, message = _name_exit(exited)
-    return reason, _sentence(message, exited.message, _last_lines(reader))
+    return reason, sentence(message, exited.message, _last_lines(reader))
 
 
 def _name_exit(exited: Exited) -> tuple[str, str]:
@@ -110,14 +110,15 @@ def _explain_missing_metric(experiment: Experiment, exited: Exited, reader: Metr
     latest = reader.latest(metric)
     if latest is not None:
         told = f"the trainer printed {metric}={latest}"
-        return "MetricNotFinite", _sentence(told, exited.message, _missed(reader), _last_lines(reader))
+        return "MetricNotFinite", sentence(told, exited.message, _missed(reader), _last_lines(reader))
     where = f"written to {experiment.metrics_file}" if experiment.metrics_file else "printed"
     told = f"no line with {metric}=<number> was {where} (looked for {' or '.join(reader.filters)})"
     printed = _last_lines(reader) or "it printed nothing"
-    return "MetricNotFound", _sentence(told, exited.message, _missed(reader), printed)
+    return "MetricNotFound", sentence(told, exited.message, _missed(reader), printed)
 
 
-def _sentence(*parts: str) -> str:
+def sentence(*parts: str) -> str:
+    """Join what is to be said, without what is empty."""
     return "; ".join(part for part in parts if part)
 
 

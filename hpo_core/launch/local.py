@@ -135,7 +135,7 @@ class LocalLauncher:
 
     def forget(self, name: str) -> None:
         """See `Launcher.forget`."""
-        shutil.rmtree(self._scratch / name, ignore_errors=True)
+        _remove(self._scratch / name)
         with contextlib.suppress(OSError):
             self._scratch.rmdir()  # the last one takes the folder with it
 
@@ -156,7 +156,7 @@ class LocalLauncher:
                 self.stop(folder.name)
         while self._watched:
             self.events(POLL_S)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        _remove(self._scratch)
 
     def _spawn(self, job: Job, folder: Path) -> subprocess.Popen[bytes]:
         output = folder / "output"
@@ -297,8 +297,29 @@ class LocalLauncher:
         if reason == "OutOfMemory":
             notes.append(f"it used {int(facts['peak_memory_bytes']) >> 20} MiB, more than resources.limits.memory")
         output = watched.folder / "output"
-        kept = output if output.is_dir() and any(output.iterdir()) else None
+        kept = output if _holds_anything(output) else None
         return Exited(watched.name, code, reason, "; ".join(notes), kept, float(facts["ended"]))
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Tell whether a folder is there and not empty; of one that cannot be read it is assumed."""
+    try:
+        return any(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also what a trainer has locked up in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for at, folders, _ in os.walk(folder):
+            for path in (Path(at, name) for name in folders if not Path(at, name).is_symlink()):
+                with contextlib.suppress(OSError):
+                    path.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def site_of(folder: Path) -> str:

@@ -8,16 +8,18 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpo_core.errors import Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment
 from hpo_core.launch import Exited, Launcher, Output
-from hpo_core.loop.clock import SystemClock
+from hpo_core.launch.outputs import find
+from hpo_core.loop.clock import Clock, SystemClock
 from hpo_core.loop.patience import Patience
 from hpo_core.loop.run import TURN_S
-from hpo_core.loop.workload import Follower, make_job, settle
+from hpo_core.loop.workload import Follower, abandon, keep_output, make_job, settle
 from hpo_core.manifest import PHASE_RETRAIN
-from hpo_core.outcome import explain_exit, is_success
+from hpo_core.outcome import explain_exit, is_success, sentence
 from hpo_core.space import Values
 from hpo_core.store import ExperimentStore
 from hpo_core.trial import retrain_name
@@ -59,6 +61,7 @@ def retrain(
     should_stop: Callable[[], bool] = lambda: False,
     model_dir: Path | None = None,
     show: Callable[[str], None] = lambda line: None,
+    clock: Clock | None = None,
 ) -> Retraining:
     """Run the template once more, in the retraining phase, and keep the model that it leaves.
 
@@ -72,44 +75,80 @@ def retrain(
         should_stop: Asked at every turn; true ends it.
         model_dir: A folder that gets a copy of the model too.
         show: Told every line with a metric.
+        clock: Where times come from.
 
     Raises:
         SpecError: The folder for the model cannot be made; nothing was trained.
-        HpoError: Our own work failed.
+        HpoError: Our own work failed; the workload has been ended then, or has not within half a minute.
     """
     if model_dir is not None:
         _make_folder(model_dir)
-    patiently = Patience(SystemClock(), gave_up=should_stop)
-    before = patiently(store.derived_json, RECORD)
-    follows = bool(before.get("running")) and before.get("assignments") == dict(values)
-    if before.get("running") and not follows:
-        _end(experiment, str(before["name"]), values, launcher)
-    count = int(before.get("count", 0)) + (0 if follows else 1)
-    name = retrain_name(experiment, count)
-    label = f"{RETRAIN}-{count}"
-    told = {"count": count, "name": name, "assignments": dict(values), "output": before.get("output", RETRAIN)}
-    patiently(store.save_derived, RECORD, json.dumps({**told, "running": True}))
+    clock = clock or SystemClock()
+    patiently = Patience(clock, gave_up=should_stop)
+    told, follows = _begin(experiment, values, store, launcher, patiently)
+    name, label = str(told["name"]), f"{RETRAIN}-{told['count']}"
     follower = Follower(experiment, every_metric=True)
     patiently(store.confirm)
-    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN, label=label))
-    exited = patiently(settle, store, _await_exit(name, launcher, follower, should_stop, show))
+    patiently(launcher.submit, make_job(experiment, values, name, PHASE_RETRAIN, label=label))
+    try:
+        told_exit = _await_exit(name, launcher, follower, should_stop, show)
+    except BaseException:
+        abandon(launcher, [name], clock)
+        raise
+    exited = patiently(settle, store, told_exit)
+    if follows and exited.reason == "Stopped" and not should_stop():
+        # Whoever began it had to end it, since his own work failed; that is no result.
+        patiently(store.save_derived, RECORD, json.dumps({**told, "running": False}))
+        return retrain(
+            experiment, values, store, launcher, should_stop=should_stop, model_dir=model_dir, show=show, clock=clock
+        )
     patiently(store.save_printed, RETRAIN, *follower.picture(), final=True)
     succeeded = is_success(exited)
-    if succeeded and exited.output_dir is not None:
-        patiently(store.delete_output, RETRAIN)
-        patiently(store.save_output, RETRAIN, exited.output_dir)
-    elif succeeded and exited.has_receipt:
-        told["output"] = label
     reason, message = ("", exited.message) if succeeded else explain_exit(exited, follower.reader)
+    if succeeded and exited.output_dir is not None:
+        message = sentence(message, keep_output(store, label, exited.output_dir, patiently))
+    if succeeded and (exited.output_dir is not None or exited.has_receipt):
+        told["output"] = label
     done = Retraining(name, dict(values), succeeded, reason, message, _last_values(follower))
     patiently(store.save_derived, RECORD, json.dumps({**told, **vars(done), "running": False}))
     _discard_others(store, str(told["output"]), patiently)
-    if succeeded and exited.output_dir is not None and model_dir is not None:
-        _copy(exited.output_dir, model_dir)
-    elif succeeded and exited.has_receipt and model_dir is not None:
-        patiently(store.fetch_output, label, model_dir)
-    launcher.forget(name)
+    try:
+        if succeeded and exited.output_dir is not None and model_dir is not None:
+            _copy(exited.output_dir, model_dir)
+        elif succeeded and exited.has_receipt and model_dir is not None:
+            patiently(store.fetch_output, label, model_dir)
+    finally:
+        patiently(launcher.forget, name)
     return done
+
+
+def _begin(
+    experiment: Experiment, values: Values, store: ExperimentStore, launcher: Launcher, patiently: Patience
+) -> tuple[dict[str, Any], bool]:
+    """Record a retraining before anything is started, or find the one that was killed.
+
+    What an earlier one has left is removed only when the record names the next one: a removed name is never submitted.
+
+    Returns:
+        The record, and whether it is that of one that was killed.
+    """
+    before = patiently(store.derived_json, RECORD)
+    count = int(before.get("count", 0))
+    if count > 1:
+        patiently(launcher.forget, retrain_name(experiment, count - 1))  # a crash may have come before that
+    follows = bool(before.get("running")) and before.get("assignments") == dict(values)
+    if before.get("running") and not follows:
+        _end(experiment, str(before["name"]), values, launcher, patiently)
+    told = {
+        "count": count if follows else count + 1,
+        "name": retrain_name(experiment, count if follows else count + 1),
+        "assignments": dict(values),
+        "output": before.get("output", RETRAIN),
+    }
+    patiently(store.save_derived, RECORD, json.dumps({**told, "running": True}))
+    if count and not follows:
+        patiently(launcher.forget, retrain_name(experiment, count))
+    return told, follows
 
 
 def _discard_others(store: ExperimentStore, kept: str, patiently: Patience) -> None:
@@ -129,17 +168,19 @@ def _make_folder(folder: Path) -> None:
 
 
 def _copy(output: Path, folder: Path) -> None:
+    """Copy what was kept of an output, which has been told."""
     try:
-        shutil.copytree(output, folder, dirs_exist_ok=True)
-    except (OSError, shutil.Error) as error:
+        for name, file in find(output).files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, folder / name)
+    except OSError as error:
         raise StoreError(f"the model is kept, but cannot be copied to {folder}: {error}") from error
 
 
-def _end(experiment: Experiment, name: str, values: Values, launcher: Launcher) -> None:
+def _end(experiment: Experiment, name: str, values: Values, launcher: Launcher, patiently: Patience) -> None:
     """End the workload of an earlier retraining, with other values, that was killed before it saw the end."""
-    launcher.submit(make_job(experiment, values, name, PHASE_RETRAIN))
+    patiently(launcher.submit, make_job(experiment, values, name, PHASE_RETRAIN))
     _await_exit(name, launcher, Follower(experiment), lambda: True, lambda line: None)
-    launcher.forget(name)
 
 
 def _await_exit(
@@ -149,24 +190,18 @@ def _await_exit(
     should_stop: Callable[[], bool],
     show: Callable[[str], None],
 ) -> Exited:
-    """Follow one workload to its end, whatever comes; when our own work fails, it is ended too."""
+    """Follow one workload to its end."""
     stopped = False
-    try:
-        while True:
-            if not stopped and should_stop():
-                stopped = True
-                launcher.stop(name)
-            for event in launcher.events(TURN_S):
-                if isinstance(event, Exited):
-                    follower.close()
-                    return event
-                if isinstance(event, Output):
-                    _feed_and_show(event, follower, show)
-    except BaseException:
-        launcher.stop(name)
-        while not any(isinstance(event, Exited) for event in launcher.events(TURN_S)):
-            pass
-        raise
+    while True:
+        if not stopped and should_stop():
+            stopped = True
+            launcher.stop(name)
+        for event in launcher.events(TURN_S):
+            if isinstance(event, Exited):
+                follower.close()
+                return event
+            if isinstance(event, Output):
+                _feed_and_show(event, follower, show)
 
 
 def _last_values(follower: Follower) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from hpo_core.errors import AlgorithmError, Conflict, HpoError, SpecError
@@ -19,8 +19,8 @@ from hpo_core.loop.best_few import BestFew
 from hpo_core.loop.clock import Clock, SystemClock, time_text
 from hpo_core.loop.patience import PATIENCE_S, Patience
 from hpo_core.loop.snapshot import Followed, Snapshot
-from hpo_core.loop.workload import Follower, make_job, settle
-from hpo_core.outcome import trial_verdict
+from hpo_core.loop.workload import Follower, abandon, keep_output, make_job, settle
+from hpo_core.outcome import sentence, trial_verdict
 from hpo_core.search import Search
 from hpo_core.status import SUSPENDED, Progress, Tally, Verdict, judge, progress, wanted
 from hpo_core.store import EDIT, STOP, STOP_TRIAL, ExperimentStore, Request, together
@@ -30,8 +30,6 @@ TURN_S = 0.2
 """Longest sleep of a turn: how late a request of this process to stop may be seen."""
 INBOX_S = 1.0
 """How often others' requests are looked for."""
-ABANDON_S = 30.0
-"""How long workloads are waited for that are ended because our own work failed."""
 
 _SUSPEND = StopRequest(TrialCondition.CREATED, "Suspended", "the experiment was suspended")
 _log = logging.getLogger(__name__)
@@ -166,16 +164,7 @@ class Run:
 
     def abandon(self) -> None:
         """End every workload without a record, after our own work failed; a later run starts them again."""
-        for name in self._followers:
-            try:
-                self._launcher.stop(name)
-            except HpoError as error:
-                _log.warning("trial.left_running trial=%s reason=%s", name, error)
-        until = self._clock.monotonic() + ABANDON_S
-        while self._followers and self._clock.monotonic() < until:
-            for event in self._launcher.events(TURN_S):
-                if isinstance(event, Exited):
-                    self._followers.pop(event.name, None)
+        abandon(self._launcher, self._followers, self._clock)
 
     @property
     def is_taken_over_here(self) -> bool:
@@ -235,7 +224,7 @@ class Run:
             else:
                 self._finished += 1
                 ended.append(_Ended(self._judged(trial, exited, follower), exited, follower))
-        dropped = self._keep(ended)
+        ended, dropped = self._keep(ended)
         self._record([*(end.trial for end in ended), *retried])
         for end in ended:
             self._ended_s += _duration_s(end.trial)
@@ -258,28 +247,31 @@ class Run:
             metrics_incomplete=follower.reader.missed_bytes > 0,
         )
 
-    def _keep(self, ended: Sequence[_Ended]) -> list[str]:
+    def _keep(self, ended: Sequence[_Ended]) -> tuple[list[_Ended], list[str]]:
         """Store what ended trials have left, before their records say that they are over.
 
         Returns:
-            The labels of outputs that are not to be kept: of trials that are among the best no longer, or never were.
+            The trials, which now say what of it could not be stored; and the labels of outputs that are not to be kept:
+            of trials that are among the best no longer, or never were.
         """
         before = self._kept.numbers
         for end in ended:
             self._kept.add(end.trial)
         kept = self._kept.numbers
 
-        def save(end: _Ended) -> None:
+        def save(end: _Ended) -> _Ended:
+            note = ""
             if end.exited.output_dir is not None and end.trial.number in kept:
-                self._patiently(self._store.save_output, _label(end.trial), end.exited.output_dir)
+                note = keep_output(self._store, _label(end.trial), end.exited.output_dir, self._patiently)
             self._patiently(self._store.save_printed, _label(end.trial), *end.follower.picture(), final=True)
+            return replace(end, trial=replace(end.trial, message=sentence(end.trial.message, note)))
 
-        together(save, ended)
+        ended = together(save, ended)
         replaced = [self.trials[number - 1] for number in sorted(before - kept)]
         sent = [end.trial for end in ended if end.exited.has_receipt and end.trial.number not in kept]
         labels = [label for trial in [*replaced, *sent] for label in (_label(trial), attempt_label(trial))]
         earlier = [(end.trial, count) for end in ended for count in range(1, len(end.trial.attempts))]
-        return [*labels, *(f"{_label(trial)}-{count}" for trial, count in earlier)]
+        return ended, [*labels, *(f"{_label(trial)}-{count}" for trial, count in earlier)]
 
     def _discard_outputs(self) -> None:
         """Remove outputs that a crash has left: of what a better trial has replaced, and of open trials.

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
+from hpo_core.errors import HpoError, StoreError
 from hpo_core.experiment import Experiment
-from hpo_core.launch import LOG, METRICS, Exited, Job, Output
+from hpo_core.launch import LOG, METRICS, Exited, Job, Launcher, Output
+from hpo_core.launch.outputs import find, first, not_kept
+from hpo_core.loop.clock import Clock
+from hpo_core.loop.patience import Patience
 from hpo_core.manifest import PHASE_RETRAIN, PHASE_TRIAL, render
 from hpo_core.metrics import MetricPoint, MetricsReader
+from hpo_core.objects import SourceError
 from hpo_core.outcome import LogKeeper, is_success
 from hpo_core.space import Values
 from hpo_core.store import ExperimentStore
+
+ABANDON_S = 30.0
+"""How long workloads are waited for that are ended because our own work failed."""
+ABANDON_TURN_S = 0.2
+
+_log = logging.getLogger(__name__)
 
 
 def make_job(
@@ -49,6 +63,42 @@ def settle(store: ExperimentStore, exited: Exited) -> Exited:
         return exited
     told = receipt.get("error") or exited.message or "its pod ended before all of it was in the store"
     return replace(exited, reason="OutputNotKept", message=f"what it left in HPO_OUTPUT_DIR is not kept: {told}")
+
+
+def keep_output(store: ExperimentStore, label: str, folder: Path, patiently: Patience) -> str:
+    """Keep what a workload has left in its output directory; what cannot be read of it is the workload's affair.
+
+    Returns:
+        What is not kept, and why, for people; "" when all is.
+    """
+    try:
+        found = find(folder)
+    except StoreError as error:
+        return f"what it left in HPO_OUTPUT_DIR is not kept: {error}"
+    for name, file in found.files.items():
+        try:
+            patiently(store.save_output, label, name, file)
+        except SourceError as error:
+            found.left_out.append(f"{name} ({error})")
+    return not_kept(first(found.left_out))
+
+
+def abandon(launcher: Launcher, names: Iterable[str], clock: Clock) -> None:
+    """End workloads after our own work failed, and wait for that, but not for ever; raises no HpoError."""
+    running = set(names)
+    for name in sorted(running):
+        try:
+            launcher.stop(name)
+        except HpoError as error:
+            _log.warning("workload.left_running name=%s reason=%s", name, error)
+    until = clock.monotonic() + ABANDON_S
+    try:
+        while running and clock.monotonic() < until:
+            running -= {event.name for event in launcher.events(ABANDON_TURN_S) if isinstance(event, Exited)}
+    except HpoError as error:
+        _log.warning("workload.unwatched reason=%s", error)
+    if running:
+        _log.warning("workload.not_ended names=%s", ", ".join(sorted(running)))
 
 
 class Follower:

@@ -4,8 +4,8 @@
 <namespace>/<name>/trials/00001.json      one object per trial, the truth
 <namespace>/<name>/metrics/00001.jsonl    its metric points
 <namespace>/<name>/logs/00001.log         head and tail of what it printed
-<namespace>/<name>/models/00001/…         what it left in its output directory; `retrain/…` likewise
-<namespace>/<name>/models/00001-2/…       the same of its second attempt, kept by a sidecar; `retrain-2/…` likewise
+<namespace>/<name>/models/00001/…         what it left in its output directory
+<namespace>/<name>/models/00001-2/…       the same of its second attempt, by a sidecar; `retrain-2/…` of a retraining
 <namespace>/<name>/uploads/<attempt>.json the sidecar's receipt: that it has kept all, or why not
 <namespace>/<name>/requests/<ulid>.json   what others ask of the writer
 <namespace>/<name>/lease                  who the writer is

@@ -219,11 +219,13 @@ class ExperimentStore:
         """Return a workload's metric points, one JSON object a line; "" when nothing has been kept of them (yet)."""
         return self.derived(f"metrics/{label}.jsonl") or ""
 
-    def save_output(self, label: str, folder: Path) -> None:
-        """Keep what a workload left in its output directory."""
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                self.objects.put(f"{self._prefix}models/{label}/{path.relative_to(folder).as_posix()}", path)
+    def save_output(self, label: str, name: str, file: Path) -> None:
+        """Keep a file that a workload has left in its output directory, by its name there.
+
+        Raises:
+            SourceError: It cannot be read.
+        """
+        self.objects.put(f"{self._prefix}models/{label}/{name}", file)
 
     def outputs(self, label: str) -> list[str]:
         """Return the keys of what was kept of a workload's output; for `retrain`, of the last that ended well."""

@@ -57,7 +57,7 @@ def test_the_pipeline_builds_tunes_and_retrains_and_shows_progress_while_trials_
     assert "Succeeded" in end
     assert "best loss=" in end
     assert "retrained test_loss=0.25" in end
-    assert [name for name in ("report.html", "models/retrain/model.txt", "records") if name not in end] == []
+    assert [name for name in ("report.html", "models/retrain-1/model.txt", "records") if name not in end] == []
     assert len(folder.starts()) == 5
     assert not folder.processes()
 

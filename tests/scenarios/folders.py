@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,12 @@ class Folder:
             out, err = process.communicate(timeout=timeout_s)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
-    def start(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start `hpo` in a session of its own, as a terminal would."""
+    def start(
+        self, *words: str, env: Mapping[str, str] | None = None, way_in: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Start `hpo` in a session of its own, as a terminal would; `way_in` are the words before it."""
         return subprocess.Popen(
-            [sys.executable, "-m", "hpo_core.cli", *words],
+            [*way_in, sys.executable, "-m", "hpo_core.cli", *words],
             cwd=self.path,
             env={**os.environ, "HPO_STORE": self.place.uri, **(env or {})},
             stdout=subprocess.PIPE,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import yaml
 
 from tests.experiments import make_document, parameter
-from tests.scenarios.folders import Folder
+from tests.scenarios.folders import EXPERIMENT, Folder
 
 PROGRAMS = {
     "good": "echo loss=0.5",
@@ -167,3 +169,41 @@ def test_an_experiment_without_any_success_is_no_success_of_the_command(tmp_path
     assert folder.conditions() == ["Failed", "MetricsUnavailable"]
     assert folder.status()["verdict"]["condition"] == "Succeeded"
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+LOCKED = {
+    "files": """
+echo weights > "$HPO_OUTPUT_DIR/model.pt"; echo secret > "$HPO_OUTPUT_DIR/secret"; mkdir "$HPO_OUTPUT_DIR/more"
+echo x > "$HPO_OUTPUT_DIR/more/x"; chmod 0 "$HPO_OUTPUT_DIR/secret" "$HPO_OUTPUT_DIR/more"; echo loss=$1
+""",
+    "folder": """
+echo weights > "$HPO_OUTPUT_DIR/model.pt"; chmod 0 "$HPO_OUTPUT_DIR"; echo loss=$1
+""",
+}
+PLAIN_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all")
+"""Takes root's right to read whatever it likes."""
+
+
+@pytest.mark.parametrize("locked", LOCKED)
+def test_an_output_that_a_trainer_has_locked_up_costs_that_output_only_and_is_removed(
+    tmp_path: Path, locked: str
+) -> None:
+    if os.getuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed: what root does with an output that it may not read is unproven")
+    # One by one, so that the first is among the best at its end.
+    one_by_one = EXPERIMENT.replace("parallelTrialCount: 2", "parallelTrialCount: 1")
+    folder = Folder.make(tmp_path, one_by_one, LOCKED[locked])
+    with folder.start("run", "small.yaml", way_in=PLAIN_USER if os.getuid() == 0 else ()) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "4/4 trials done" in out
+    assert folder.conditions() == ["Succeeded"] * 4
+    told = folder.records()[0]["message"]
+    if locked == "files":
+        assert told.startswith("not kept of its output: secret (cannot be read by user ")
+        assert "; more/ (cannot be read by user " in told
+        (label,) = folder.store.output_labels()
+        assert [key.rpartition("/")[2] for key in folder.store.outputs(label)] == ["model.pt"]
+    else:
+        assert told.startswith("what it left in HPO_OUTPUT_DIR is not kept: the folder ")
+    assert list((tmp_path / ".hpo/.scratch").glob("*")) == []

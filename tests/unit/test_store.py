@@ -431,21 +431,6 @@ def test_a_derived_document_that_cannot_be_read_is_as_good_as_none(store: Experi
     assert store.derived_json("retrain.json") == store.derived_json("never-written.json") == {}
 
 
-def test_of_an_output_directory_every_file_is_kept_but_no_link(store: ExperimentStore, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    for name in ("model.pt", "deep/er/config.json", ".hydra/config.yaml"):
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        (output / name).write_text(name)
-    (output / "secret").symlink_to("/etc/passwd")
-    (output / "more-secrets").symlink_to("/etc/ssl")
-    store.save_output("00003", output)
-    kept = [key.removeprefix("kubeflow/small/models/00003/") for key in store.outputs("00003")]
-    assert kept == [".hydra/config.yaml", "deep/er/config.json", "model.pt"]
-    assert [store.objects.get(key).data.decode() for key in store.outputs("00003")] == kept
-    store.delete_output("00003")
-    assert store.outputs("00003") == []
-
-
 def test_experiments_are_listed_by_namespace_and_name(tmp_path: Path) -> None:
     objects = DirectoryStore(tmp_path)
     for namespace, name in (("b", "one"), ("a", "two"), ("a", "one")):
