@@ -10,7 +10,6 @@ import copy
 import json
 import os
 import random
-import secrets
 import socket
 import subprocess
 import threading
@@ -30,8 +29,8 @@ from hpo_core.errors import LaunchError
 from hpo_core.kube import Kube
 from hpo_core.launch.cluster.sidecar import SIDECAR, STORE_SECRET
 from hpo_core.manifest import LABEL_UID
-from hpo_core.store import ExperimentStore, together
-from tests.contracts.cluster_machine import cluster_image, namespace
+from hpo_core.store import ExperimentStore
+from tests.contracts.cluster_machine import cluster_image, namespace, store_of
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
 
@@ -110,11 +109,6 @@ class Place:
         keys = self.store.outputs(label)
         return {key.split("/", 4)[4]: self.store.objects.get(key).data for key in keys}
 
-    def clear(self) -> None:
-        """Remove what is in the store, which others use as well."""
-        objects = self.store.objects
-        together(objects.delete, objects.list(""))
-
     def left(self) -> list[str]:
         """Everything of ours that is in the namespace."""
         return [
@@ -153,10 +147,8 @@ def make_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
                 kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": told})
             document = experiment(image, command, restricted=restricted)
             change(document)
-            uri = f"s3://kfp-hpo-tests/{secrets.token_hex(6)}"
-            place = Place(kube, where, Folder.make(tmp_path / where, yaml.safe_dump(document), uri=uri))
-            made.callback(place.clear)
-            return place
+            uri = store_of(where)
+            return Place(kube, where, Folder.make(tmp_path / where, yaml.safe_dump(document), uri=uri))
 
         yield make
 

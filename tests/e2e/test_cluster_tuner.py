@@ -7,7 +7,6 @@ image and HPO_E2E_IMAGE one with `sh` for trials.
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from hpo_core.kube import Kube
 from hpo_core.launch.cluster.sidecar import STORE_SECRET
 from hpo_core.manifest import LABEL_UID
 from hpo_core.tuner.cluster_job import LABEL_TUNER
-from tests.contracts.cluster_machine import cluster_image, namespace
+from tests.contracts.cluster_machine import cluster_image, namespace, store_of
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
 
@@ -106,8 +105,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
                 "stringData": settings,
             }
         )
-        uri = f"s3://kfp-hpo-tests/{secrets.token_hex(6)}"
-        yield Place(kube, where, Folder.make(tmp_path / "user", experiment(image, 2), uri=uri))
+        yield Place(kube, where, Folder.make(tmp_path / "user", experiment(image, 2), uri=store_of(where)))
 
 
 def test_a_launched_experiment_tunes_in_the_cluster_and_deleting_it_leaves_nothing(place: Place) -> None:
