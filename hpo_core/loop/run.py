@@ -6,6 +6,7 @@ only then submits them. What a stage has to write it writes at the same time.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -95,9 +96,8 @@ class Run:
         """
         self._patiently(self._store.confirm)
         self._patiently(self._store.discard_unbegun)
-        ended = sorted((t for t in self.trials if t.condition.is_terminal), key=lambda t: t.finished_seq)
-        for trial in ended[-self.experiment.parallel_trial_count :]:
-            self._patiently(self._launcher.forget, trial.name)  # a crash after its record left it behind
+        for name in self._left_behind():
+            self._patiently(self._launcher.forget, name)
         opened = [trial for trial in self.trials if not trial.condition.is_terminal]
         self._discard_outputs()
         if self._verdict().condition.is_terminal and not opened:
@@ -176,6 +176,22 @@ class Run:
 
     def _followed_trials(self) -> list[Trial]:
         return [self.trials[number - 1] for number in self._numbers.values()]
+
+    def _left_behind(self) -> list[str]:
+        """Names of the workloads that are over by their records, and that a crash may have kept from being forgotten.
+
+        Whatever had ended when the last trial was asked for was forgotten before that. Of an attempt that its next one
+        follows elsewhere nobody has seen the end.
+        """
+        asked_after = max((trial.asked_after for trial in self.trials), default=0)
+        recent = [t for t in self.trials if not t.condition.is_terminal or t.finished_seq > asked_after]
+        earlier = [
+            attempt.name
+            for trial in recent
+            for attempt, following in itertools.pairwise(trial.attempts)
+            if attempt.site == following.site
+        ]
+        return [*earlier, *(trial.name for trial in recent if trial.condition.is_terminal)]
 
     def _taken_over(self, trial: Trial) -> Trial:
         """An open trial as this tuner goes on with it: what runs at another site cannot be found from here."""

@@ -12,6 +12,7 @@ import pytest
 
 from hpo_core import loop
 from hpo_core.errors import Conflict
+from hpo_core.experiment import with_budgets
 from hpo_core.launch import Job
 from hpo_core.loop.best_few import BestFew
 from hpo_core.objects import MemoryStore
@@ -19,7 +20,7 @@ from hpo_core.search import make_search
 from hpo_core.store import EDIT, STOP_TRIAL, ExperimentStore, Request, trial_to_json
 from hpo_core.trial import MetricSummary, Observation, Trial, TrialCondition
 from tests.contracts.scripted_launcher import Play, ScriptedLauncher, ScriptedMachine, flags
-from tests.unit.test_loop import NOW, World, world
+from tests.unit.test_loop import NOW, Crash, World, world
 
 SUCCEEDED, KILLED = TrialCondition.SUCCEEDED, TrialCondition.KILLED
 
@@ -143,6 +144,53 @@ def test_an_edit_that_makes_no_sense_by_now_is_dropped() -> None:
     here.store.inbox.send(Request(EDIT, "me", budgets={"maxTrialCount": 0}))
     assert len(loop.run(here.run()).trials) == 2
     assert here.store.inbox.requests() == []
+
+
+class Unforgetting:
+    """A launcher whose process dies before it forgets anything."""
+
+    def __init__(self, wrapped: ScriptedLauncher) -> None:
+        self.site = wrapped.site
+        self.submit, self.stop, self.events = wrapped.submit, wrapped.stop, wrapped.events
+
+    def forget(self, name: str) -> None:
+        raise Crash(name)
+
+
+def crashed_before_forgetting(here: World) -> None:
+    """Run until the first end that is recorded."""
+    run = here.run_with(here.store, Unforgetting(ScriptedLauncher(here.machine)))
+    run.resume()
+    with pytest.raises(Crash):
+        any(run.turn() and False for _ in range(10))
+
+
+def test_what_a_crash_kept_from_being_forgotten_is_forgotten_though_fewer_run_at_a_time_by_now() -> None:
+    here = world(maxTrialCount=9, parallelTrialCount=4)
+    crashed_before_forgetting(here)
+    ended = {trial.name for trial in here.trials()}
+    assert here.conditions() == [SUCCEEDED] * 4
+    here.experiment = with_budgets(here.experiment, {"parallelTrialCount": 1})
+    here.run().resume()
+    assert here.machine.forgotten == ended
+
+
+def test_a_lost_attempt_is_forgotten_though_a_crash_came_first() -> None:
+    plays = iter([Play(code=None, reason="Lost"), Play(("loss=1",))])
+    here = world(lambda job: next(plays), maxTrialCount=1, parallelTrialCount=1)
+    crashed_before_forgetting(here)
+    loop.run(here.run())
+    (trial,) = here.trials()
+    assert here.machine.forgotten == {attempt.name for attempt in trial.attempts}
+    assert len(trial.attempts) == 2
+
+
+def test_few_are_forgotten_again_when_a_long_experiment_is_resumed() -> None:
+    here = world(maxTrialCount=50, parallelTrialCount=2)
+    loop.run(here.run())
+    here.machine.forgotten.clear()
+    here.run().resume()
+    assert len(here.machine.forgotten) <= 2
 
 
 def test_a_document_given_again_does_not_take_an_edit_back_but_a_changed_one_does() -> None:
