@@ -21,6 +21,7 @@ from hpo_core.report.rows import best_row
 from hpo_core.space import Value
 from hpo_core.status import ExperimentCondition, Progress, Verdict
 from hpo_core.store import ExperimentStore
+from hpo_core.trial import TrialCondition
 from hpo_core.tuner import Handle, Interruption, Place
 
 
@@ -122,14 +123,18 @@ def extract(handle: str, verdict: str) -> Best:
 def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, float]:
     """Train the final model into a folder; returns the last value of every metric that it printed.
 
+    Of an earlier try of this step that was killed the training is followed, once the lease of that one has run out.
+
     Raises:
         SystemExit: This step was interrupted; the training was ended.
+        Conflict: The experiment is being run or retrained by somebody else.
         LaunchError: The training failed; the message has its last lines.
     """
     store, place = _store(handle)
     values = _typed(store.load(), best_parameters)
     Path(model_path).mkdir(parents=True, exist_ok=True)
     with Interruption(watch_stdout=True, watch_parent=True) as interruption:
+        tuner.await_lease(store, lambda: interruption.requested)
         done = tuner.retrain(
             store,
             place,
@@ -210,7 +215,7 @@ def _typed(experiment: Experiment, best_parameters: str) -> dict[str, Value]:
 
 
 def _why_none(store: ExperimentStore, experiment: Experiment, verdict: Verdict) -> str:
-    """Say why there is no best assignment, with the last failed trial's reason."""
-    rows = [row for row in report.trial_rows(experiment, store.trials()) if row.objective is None]
-    last = f"; trial {rows[-1].number}: {rows[-1].reason}: {rows[-1].message}" if rows else ""
+    """Say why there is no best assignment, with the reason of the last trial that failed by itself."""
+    failed = [t for t in store.trials() if t.condition in (TrialCondition.FAILED, TrialCondition.METRICS_UNAVAILABLE)]
+    last = f"; trial {failed[-1].number}: {failed[-1].reason}: {failed[-1].message}" if failed else ""
     return f"the experiment {experiment.name!r} has no result: {verdict.message} ({verdict.reason}){last}"

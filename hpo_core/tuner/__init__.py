@@ -5,7 +5,7 @@ scratch space and a launcher.
 """
 
 from hpo_core.tuner.background import launch
-from hpo_core.tuner.foreground import clear, delete, retrain, run, run_experiment
+from hpo_core.tuner.foreground import await_lease, clear, delete, retrain, run, run_experiment
 from hpo_core.tuner.interruption import Interruption
 from hpo_core.tuner.observing import edit, request_stop, stop_trial, wait, wait_for_stop
 from hpo_core.tuner.own_pod import pod_like_own
@@ -15,6 +15,7 @@ __all__ = [
     "Handle",
     "Interruption",
     "Place",
+    "await_lease",
     "clear",
     "delete",
     "edit",

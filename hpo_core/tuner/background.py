@@ -12,7 +12,6 @@ import select
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +20,8 @@ from typing import Any
 from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment, dump_yaml
 from hpo_core.lint import LOCAL, lint
-from hpo_core.objects.lease import LEASE_S
 from hpo_core.store import TUNING, ExperimentStore
-from hpo_core.tuner.foreground import check_permissions, check_store, run_experiment
+from hpo_core.tuner.foreground import await_lease, check_permissions, check_store, run_experiment
 from hpo_core.tuner.interruption import Interruption
 from hpo_core.tuner.place import Handle, Place
 
@@ -221,7 +219,7 @@ def _tune_in_pod(order_file: Path) -> int:
     with Interruption() as interruption:
         try:
             experiment = lint(order["document"], namespace=order["namespace"], backend=place.backend).experiment()
-            _await_lease(place.store(experiment.namespace, experiment.name), lambda: interruption.requested)
+            await_lease(place.store(experiment.namespace, experiment.name), lambda: interruption.requested)
             run_experiment(
                 experiment,
                 place,
@@ -239,10 +237,3 @@ def _tune_in_pod(order_file: Path) -> int:
             _log.error("tuner.refused reason=%s", error)
             return REFUSED
     return 0
-
-
-def _await_lease(store: ExperimentStore, should_stop: Callable[[], bool]) -> None:
-    """Wait while the lease of a pod that has died runs out; who lives on renews it, and is left alone after that."""
-    until = time.monotonic() + 2 * LEASE_S
-    while store.is_held() and time.monotonic() < until and not should_stop():
-        time.sleep(store.objects.poll_s)

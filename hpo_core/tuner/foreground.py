@@ -16,6 +16,7 @@ from hpo_core.errors import NotFound, Problem, SpecError, TransientError
 from hpo_core.experiment import Experiment
 from hpo_core.lint import KUBERNETES, LOCAL
 from hpo_core.objects import folder_of
+from hpo_core.objects.lease import LEASE_S
 from hpo_core.publish import Publisher, publish_report, read_status
 from hpo_core.search import make_search
 from hpo_core.status import Progress
@@ -175,6 +176,13 @@ def retrain(
         if seen is not None:
             publish_report(store, experiment, seen.verdict)
     return done
+
+
+def await_lease(store: ExperimentStore, should_stop: Callable[[], bool]) -> None:
+    """Wait while the lease of somebody who has died runs out; who lives on renews it, and is left alone after that."""
+    until = time.monotonic() + 2 * LEASE_S
+    while store.is_held() and time.monotonic() < until and not should_stop():
+        time.sleep(store.objects.poll_s)
 
 
 def delete(store: ExperimentStore, place: Place) -> None:
