@@ -13,7 +13,7 @@ BASE ?=
 BUILD_FLAGS ?=
 BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 
-.PHONY: demo test lint types e2e e2e-full image bench compile clean help
+.PHONY: demo test lint types e2e e2e-full image bench bench-cluster compile clean help
 
 help:
 	@echo "make demo     tune and retrain a digit classifier with the shipped pipeline, on this machine"
@@ -22,6 +22,7 @@ help:
 	@echo "make e2e-full the same with every kill point in a cluster, which takes a quarter of an hour more"
 	@echo "make image    the image that components and tuners run in: make image IMAGE=registry.example/team/hpo-python:0.1.0"
 	@echo "make bench    what our own work costs"
+	@echo "make bench-cluster  the same in a cluster: real pods, then 1,000 trials at 100 in parallel with fake ones"
 	@echo "make compile  make the component and pipeline YAML anew"
 	@echo "make clean    remove the environment, build files and the demo's records"
 
@@ -53,6 +54,9 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks.scale
 	$(BIN)/python -m tests.benchmarks.report
 	$(BIN)/python -m tests.benchmarks.hostile
+
+bench-cluster: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.benchmarks.cluster
 
 compile: $(VENV)/dev.stamp
 	$(BIN)/python -m pipelines.compile
