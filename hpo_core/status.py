@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from hpo_core.errors import Problem, SpecError
+from hpo_core.experiment import with_budgets
 from hpo_core.experiment.model import Experiment, Objective
 from hpo_core.space import Value
 from hpo_core.trial import Observation, Trial, TrialCondition
@@ -169,6 +171,21 @@ def judge(experiment: Experiment, tally: Tally, *, exhausted: bool = False) -> V
     if exhausted and not tally.active:
         return SUGGESTIONS_EXHAUSTED
     return RUNNING
+
+
+def edit_budgets(experiment: Experiment, budgets: Mapping[str, int], *, completed: int) -> Experiment:
+    """Return an experiment with other budgets, by their names in the spec, after so many of its trials are over.
+
+    Raises:
+        SpecError: They make no sense, alone, together or by now; it lists every problem.
+    """
+    edited = with_budgets(experiment, budgets)
+    most = budgets.get("maxTrialCount")
+    if most is not None and most < completed:
+        advice = f"`hpo stop {experiment.name}` suspends the experiment"
+        message = f"must be at least {completed}, since so many trials are over, got {most}; {advice}"
+        raise SpecError([Problem("spec.maxTrialCount", message)])
+    return edited
 
 
 def wanted(experiment: Experiment, tally: Tally) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from hpo_core.errors import AlgorithmError, Conflict, HpoError, SpecError
-from hpo_core.experiment import Experiment, with_budgets
+from hpo_core.experiment import Experiment
 from hpo_core.launch import Exited, Launcher, Output, Started
 from hpo_core.loop.attendance import Attendance
 from hpo_core.loop.best_few import BestFew
@@ -23,7 +23,7 @@ from hpo_core.loop.snapshot import Followed, Snapshot
 from hpo_core.loop.workload import Follower, abandon, keep_output, make_job, settle
 from hpo_core.outcome import sentence, trial_verdict
 from hpo_core.search import Search
-from hpo_core.status import SUSPENDED, Progress, Tally, Verdict, judge, progress, wanted
+from hpo_core.status import SUSPENDED, Progress, Tally, Verdict, edit_budgets, judge, progress, wanted
 from hpo_core.store import EDIT, STOP, STOP_TRIAL, ExperimentStore, Request, together
 from hpo_core.trial import StopRequest, Trial, TrialCondition, create_trial
 
@@ -331,9 +331,10 @@ class Run:
 
     def _edit(self, request: Request) -> None:
         try:
-            edited = with_budgets(self.experiment, request.budgets)
+            edited = edit_budgets(self.experiment, request.budgets, completed=self.tally.completed)
         except SpecError as error:  # whoever sent it has checked it; the budget may have changed in between
             _log.warning("request.refused experiment=%s reason=%s", self.experiment.name, error)
+            self._patiently(self._store.inbox.refuse, request, error)
             return
         self._patiently(self._store.save_experiment, edited)
         self.experiment = edited

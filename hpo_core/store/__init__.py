@@ -8,6 +8,7 @@
 <namespace>/<name>/models/00001-2/…       the same of its second attempt, by a sidecar; `retrain-2/…` of a retraining
 <namespace>/<name>/uploads/<attempt>.json the sidecar's receipt: that it has kept all, or why not
 <namespace>/<name>/requests/<ulid>.json   what others ask of the writer
+<namespace>/<name>/requests/refused/…     why one of them was not fulfilled, until whoever sent it has read that
 <namespace>/<name>/lease                  who the writer is
 <namespace>/<name>/status.json, report.html, launch.json   derived, and how it was launched
 """

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hpo_core.errors import NotFound
+from hpo_core.errors import NotFound, Problem, SpecError
 from hpo_core.objects import ABSENT, ObjectStore
 
 STOP = "stop"
@@ -67,7 +67,9 @@ class Inbox:
     def requests(self) -> list[Request]:
         """Return what others asked for, the oldest first; empty when nobody did."""
         found = []
-        for key in self._objects.list(self._prefix):
+        for key in self._objects.list(self._prefix, deep=False):
+            if key.endswith("/"):
+                continue
             try:
                 found.append(_parsed(self._objects.get(key).data, key))
             except NotFound:
@@ -80,6 +82,28 @@ class Inbox:
     def consume(self, request: Request) -> None:
         """Remove a request that has been dealt with. Idempotent."""
         self._objects.delete(request.key)
+
+    def refuse(self, request: Request, refused: SpecError) -> None:
+        """Say why a request is not fulfilled, to whoever waits for that, and remove it."""
+        problems = [[problem.path, problem.message] for problem in refused.problems]
+        self._objects.put(self._refusal_key(request), json.dumps(problems).encode())
+        self.consume(request)
+
+    def check_fulfilled(self, request: Request) -> None:
+        """Look what became of a request that is pending no longer.
+
+        Raises:
+            SpecError: The writer has refused it.
+        """
+        try:
+            told = self._objects.get(self._refusal_key(request)).data
+        except NotFound:
+            return
+        self._objects.delete(self._refusal_key(request))
+        raise SpecError([Problem(path, message) for path, message in json.loads(told)])
+
+    def _refusal_key(self, request: Request) -> str:
+        return f"{self._prefix}refused/{request.key.removeprefix(self._prefix)}"
 
     def is_pending(self, request: Request) -> bool:
         """Tell whether the writer has not dealt with a request that was sent."""

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from hpo_core.errors import LaunchError
-from hpo_core.experiment import Experiment, with_budgets
+from hpo_core.experiment import Experiment
 from hpo_core.launch.command import grace_s
 from hpo_core.loop import Patience, SystemClock
 from hpo_core.publish import Published, read_status
-from hpo_core.status import RUNNING, ExperimentCondition, Progress, Tally, judge
+from hpo_core.status import RUNNING, ExperimentCondition, Progress, Tally, edit_budgets, judge
 from hpo_core.store import EDIT, EDITING, STOP, STOP_TRIAL, TUNING, ExperimentStore, Request
 from hpo_core.tuner.background import last_words, start_tuner
 from hpo_core.tuner.foreground import describe_owner, remove_tuner
@@ -132,18 +132,20 @@ def edit(store: ExperimentStore, place: Place, budgets: Mapping[str, int], by: s
         The experiment with its new budget, and whether a tuner runs it.
 
     Raises:
-        SpecError: The budget makes no sense; nothing was changed.
+        SpecError: The budget makes no sense, or none by now; nothing was changed.
         Conflict: It is being retrained or deleted.
         LaunchError: The tuner has not taken it up within half a minute.
     """
-    with_budgets(store.load(), budgets)
+    seen = read_status(store)
+    edit_budgets(store.load(), budgets, completed=seen.progress.completed if seen else 0)
     if _is_tuned(store) and _ask(store, Request(EDIT, by, budgets=budgets)):
         return store.load(), True
     with store.lease(describe_owner(EDITING)):
-        before = read_status(store)
-        edited = with_budgets(store.load(), budgets)
+        before, recorded = read_status(store), store.load()
+        tally = Tally.of(recorded.objective, store.trials())
+        edited = edit_budgets(recorded, budgets, completed=tally.completed)
         store.save_experiment(edited)
-        goes_on = judge(edited, Tally.of(edited.objective, store.trials())) == RUNNING
+        goes_on = judge(edited, tally) == RUNNING
     if before is None or not before.verdict.condition.is_terminal or not goes_on:
         return edited, False
     start_tuner(edited, launched_place(store, place))
@@ -155,7 +157,12 @@ def _is_tuned(store: ExperimentStore) -> bool:
 
 
 def _ask(store: ExperimentStore, request: Request) -> bool:
-    """Send a request and wait until the tuner has dealt with it; False, and nothing is asked, when it went before."""
+    """Send a request and wait until the tuner has dealt with it; False, and nothing is asked, when it went before.
+
+    Raises:
+        SpecError: The tuner has refused it.
+        LaunchError: It has not dealt with it in time.
+    """
     sent = store.inbox.send(request)
     until = time.monotonic() + ANSWER_S
     while store.inbox.is_pending(sent):
@@ -168,6 +175,7 @@ def _ask(store: ExperimentStore, request: Request) -> bool:
             who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
             raise LaunchError(f"the tuner of {store.name!r}, {who}, has not answered within {ANSWER_S:g} s; try again")
         time.sleep(POLL_S)
+    store.inbox.check_fulfilled(sent)
     return True
 
 

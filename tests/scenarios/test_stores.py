@@ -1,5 +1,7 @@
 """One experiment on whichever store: two tuners at once, and requests of whoever is not the writer."""
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -85,6 +87,37 @@ def test_a_budget_that_makes_no_sense_is_refused_and_changes_nothing(uri: str, t
         "spec.maxFailedTrialCount",
     ]
     assert folder.store.load().max_trial_count == 4
+
+
+def test_a_budget_below_what_is_over_is_refused_and_changes_nothing(uri: str, tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "user", uri=uri)
+    folder.hpo("run", "small.yaml")
+    refused = folder.hpo("edit", "small", "--max", "3")
+    assert refused.returncode == 2
+    assert "spec.maxTrialCount: must be at least 4, since so many trials are over, got 3" in refused.stderr
+    assert folder.store.load().max_trial_count == 4
+
+
+def test_an_edit_that_the_tuner_refuses_is_told_as_refused(uri: str, tmp_path: Path) -> None:
+    """Each of two makes sense, but not the second after the first; the tuner is paused, so that it sees both."""
+    folder = gated(tmp_path / "user", uri)
+    tuner = int(folder.store.holder()["pid"])
+    os.kill(tuner, signal.SIGSTOP)
+    try:
+        first = folder.start("edit", "small", "--parallel", "5", "--max", "5")
+        eventually(lambda: len(folder.store.inbox.requests()) == 1, "the first has been sent")
+        second = folder.start("edit", "small", "--max", "3")
+        eventually(lambda: len(folder.store.inbox.requests()) == 2, "the second has been sent")
+    finally:
+        os.kill(tuner, signal.SIGCONT)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert "parallelTrialCount 5, maxTrialCount 5" in out
+    out, said = second.communicate(timeout=60)
+    assert (second.returncode, out) == (2, "")
+    assert "error: spec.parallelTrialCount: must not exceed maxTrialCount 3, got 5" in said
+    assert folder.store.load().max_trial_count == 5
+    assert folder.hpo("stop", "small").returncode == 0
 
 
 def test_one_trial_can_be_stopped_and_counts_as_killed_while_its_neighbour_goes_on(uri: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpo_core import loop
-from hpo_core.errors import Conflict
+from hpo_core.errors import Conflict, SpecError
 from hpo_core.experiment import with_budgets
 from hpo_core.launch import Job
 from hpo_core.loop.best_few import BestFew
@@ -139,11 +139,27 @@ def test_an_edited_budget_holds_from_the_next_look_at_the_inbox_on_and_for_every
     assert here.store.load().max_trial_count == 5
 
 
-def test_an_edit_that_makes_no_sense_by_now_is_dropped() -> None:
-    here = world(maxTrialCount=2, parallelTrialCount=1)
-    here.store.inbox.send(Request(EDIT, "me", budgets={"maxTrialCount": 0}))
-    assert len(loop.run(here.run()).trials) == 2
-    assert here.store.inbox.requests() == []
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        ({"maxTrialCount": 0}, "spec.maxTrialCount: must be at least 1, got 0"),
+        ({"parallelTrialCount": 0}, "spec.parallelTrialCount: must be at least 1, got 0"),
+        ({"maxTrialCount": 1}, r"spec.maxTrialCount: must be at least \d+, since so many trials are over, got 1"),
+    ],
+)
+def test_an_edit_that_makes_no_sense_by_now_is_refused_and_its_sender_told(budgets: dict[str, int], said: str) -> None:
+    here = world(maxTrialCount=100, parallelTrialCount=1)
+    run = begun(here)
+    while run.tally.completed < 2:
+        run.turn()
+    sent = here.store.inbox.send(Request(EDIT, "me", budgets=budgets))
+    while here.store.inbox.requests():
+        run.turn()
+    assert here.store.load().max_trial_count == 100
+    with pytest.raises(SpecError, match=said):
+        here.store.inbox.check_fulfilled(sent)
+    here.store.inbox.check_fulfilled(sent)
+    assert here.objects.list("kubeflow/small/requests/") == []
 
 
 class Unforgetting:
