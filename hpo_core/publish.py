@@ -64,10 +64,14 @@ class Publisher:
             self.publish(run.snapshot())
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Hand over a state to be written next, in place of one that is waiting."""
+        """Hand over a state to be written next, in place of one that is waiting.
+
+        Of what each trial has printed the newest picture alone waits, however long the store takes none.
+        """
         with self._lock:
             waiting = self._snapshot.followed if self._snapshot is not None else ()
-            self._snapshot = replace(snapshot, followed=(*waiting, *snapshot.followed))
+            newest = {followed.label: followed for followed in (*waiting, *snapshot.followed)}
+            self._snapshot = replace(snapshot, followed=tuple(newest.values()))
         self._due.set()
 
     def _work(self) -> None:
