@@ -20,6 +20,7 @@ from typing import Any
 from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment, dump_yaml
 from hpo_core.lint import LOCAL, lint
+from hpo_core.loop import Patience, SystemClock
 from hpo_core.store import TUNING, ExperimentStore
 from hpo_core.tuner.foreground import await_lease, check_permissions, check_store, run_experiment
 from hpo_core.tuner.interruption import Interruption
@@ -219,7 +220,9 @@ def _tune_in_pod(order_file: Path) -> int:
     with Interruption() as interruption:
         try:
             experiment = lint(order["document"], namespace=order["namespace"], backend=place.backend).experiment()
-            await_lease(place.store(experiment.namespace, experiment.name), lambda: interruption.requested)
+            store = place.store(experiment.namespace, experiment.name)
+            patiently = Patience(SystemClock(), gave_up=lambda: interruption.requested)
+            patiently(await_lease, store, lambda: interruption.requested)
             run_experiment(
                 experiment,
                 place,

@@ -22,6 +22,7 @@ from hpo_core.launch.cluster.diagnosis import event_trouble, pod_trouble
 from hpo_core.launch.cluster.dress import ISTIO, owner_reference
 from hpo_core.launch.cluster.endings import Document, ending
 from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT
+from hpo_core.status import RUNNING, Tally, judge
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner.background import REFUSED
 from hpo_core.tuner.place import IMAGE_VARIABLE
@@ -29,6 +30,8 @@ from hpo_core.tuner.place import IMAGE_VARIABLE
 LABEL_TUNER = "kfp-hpo/tuner"
 """Label of all that belongs to the tuner of an experiment; its value is the experiment's name."""
 CONTAINER = "tuner"
+JOB_NAME = "batch.kubernetes.io/job-name"
+"""Label by which a Job's pods are known."""
 ORDER_FOLDER = "/hpo/order"
 ORDER = "order.json"
 RESTARTS = 50
@@ -62,6 +65,8 @@ class TunerPod:
 def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: ExperimentStore, pod: TunerPod) -> None:
     """Start a tuner's Job, unless there is one that has not ended, and wait until a tuner holds the lease.
 
+    How earlier pods of one that is there have ended tells nothing of its next one.
+
     Raises:
         SpecError: The tuner refuses the experiment; the message is its own.
         LaunchError: It does not come up; the message says what keeps its pod from running.
@@ -69,14 +74,15 @@ def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: E
     adopted = next((job for job in _jobs(kube, experiment) if not _is_over(job)), None)
     job = adopted or _create(kube, experiment, order, pod)
     name = job["metadata"]["name"]
+    before = _pods(kube, adopted) if adopted else []
+    ended = {pod["metadata"]["name"] for pod in before if ending(pod, CONTAINER) is not None}
     until = time.monotonic() + READY_S
     while time.monotonic() < until:
         if store.is_held() and store.derived("status.json") is not None:
             return
         job = kube.get("batch/v1", "Job", name, namespace=experiment.namespace)
-        pods = kube.list("v1", "Pod", namespace=experiment.namespace, selector=f"job-name={name}")
-        _check(kube, job, pods)
-        if _is_over(job) and adopted is None:
+        _check(kube, job, [pod for pod in _pods(kube, job) if pod["metadata"]["name"] not in ended])
+        if _is_over(job) and (adopted is None or _is_done(experiment, job, store)):
             return  # it was done before we looked
         if _is_over(job):  # it was about to end when we found it
             job, adopted = _create(kube, experiment, order, pod), None
@@ -160,12 +166,26 @@ def _jobs(kube: Kube, experiment: Experiment) -> list[Document]:
     return list(kube.list("batch/v1", "Job", namespace=experiment.namespace, selector=selector))
 
 
+def _pods(kube: Kube, job: Document) -> list[Document]:
+    metadata = job["metadata"]
+    return list(kube.list("v1", "Pod", namespace=metadata["namespace"], selector=f"{JOB_NAME}={metadata['name']}"))
+
+
 def _is_over(job: Document) -> bool:
+    return _has(job, "Complete") or _has(job, "Failed")
+
+
+def _is_done(experiment: Experiment, job: Document, store: ExperimentStore) -> bool:
+    """Tell whether a tuner that we found, and whose next pod we may have waited for, has left nothing to do."""
+    return _has(job, "Complete") and judge(experiment, Tally.of(experiment.objective, store.trials())) != RUNNING
+
+
+def _has(job: Document, condition: str) -> bool:
     conditions = (job.get("status") or {}).get("conditions") or []
-    return any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions)
+    return any(c.get("type") == condition and c.get("status") == "True" for c in conditions)
 
 
-def _check(kube: Kube, job: Document, pods: list[dict[str, Any]]) -> None:
+def _check(kube: Kube, job: Document, pods: list[Document]) -> None:
     """Say what keeps a tuner from running, if that will not pass by itself."""
     name = job["metadata"]["name"]
     newest = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
