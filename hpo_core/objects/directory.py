@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -13,9 +14,9 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
 from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, open_source, writing
@@ -23,8 +24,15 @@ from hpo_core.objects.protocol import ABSENT, Blob, Lock, check_expectation, ope
 _FLOCK = struct.Struct("hhqqi0q")
 """The system's `struct flock`: type, whence, start, length, process."""
 
-_OURS = re.compile(r"\.lock|\..+\.\d+-[0-9a-f]{8}")
-"""Names of files that are no objects: what keeps conditional writers apart, and what is being written."""
+LOCK = ".lock"
+"""Name of the file that keeps conditional writers of a folder apart."""
+EMPTY_S = 60.0
+"""How long a process may take from making a file to locking it."""
+TRIES = 10
+
+_HALF = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
+"""Names of files that are being written."""
+_T = TypeVar("_T")
 
 
 class DirectoryStore:
@@ -56,12 +64,8 @@ class DirectoryStore:
         """See `ObjectStore.put`."""
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        with self._translated(key):
-            try:
-                tag = _write(temporary, data)
-                self._publish(temporary, path, key, expect)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with self._translated(key), _written(temporary, data) as tag:
+            self._publish(temporary, path, key, expect)
         return tag
 
     def _publish(self, temporary: Path, path: Path, key: str, expect: str | None) -> None:
@@ -73,7 +77,7 @@ class DirectoryStore:
             except FileExistsError:
                 raise Conflict(f"{path} exists already") from None
         else:
-            with self._exclusive(path.parent):
+            with _exclusive(path.parent):
                 check_expectation(key, expect, _tag(path.read_bytes()) if path.exists() else ABSENT)
                 temporary.replace(path)
 
@@ -85,24 +89,30 @@ class DirectoryStore:
             start = "" if at == "." else f"{at}/"
             if not start:
                 folders[:] = [name for name in folders if not name.startswith(".")]  # images and scratch files
-            keys += [f"{start}{name}" for name in files if not _OURS.fullmatch(name)]
+            keys += [f"{start}{name}" for name in files if name != LOCK and not _HALF.fullmatch(name)]
             if not deep:
                 keys += [f"{start}{name}/" for name in folders]
                 break
         return sorted(key for key in keys if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
-        """See `ObjectStore.delete`."""
+        """See `ObjectStore.delete`; the last object of a folder takes it along."""
+        path = self._path(key)
         with self._translated(key):
-            self._path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        folder = path.parent
+        while folder != self.root and _remove_empty(folder):
+            folder = folder.parent
 
     def lock(self, key: str, owner: Mapping[str, Any]) -> Lock | None:
-        """See `Locks.lock`; the lock is the open file's, so that to ask about it disturbs nobody."""
+        """See `Locks.lock`; the lock is the open file's, so that to ask about it disturbs nobody.
+
+        Whoever gets it removes what killed processes have left half written in its folder.
+        """
         path = self._path(key)
         while True:
             with self._translated(key), contextlib.ExitStack() as on_failure:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                file = _make(path, lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
                 on_failure.callback(os.close, file)
                 if not _take(file):
                     return None
@@ -111,6 +121,7 @@ class DirectoryStore:
                 os.ftruncate(file, 0)
                 os.pwrite(file, json.dumps(dict(owner)).encode(), 0)
                 on_failure.pop_all()
+            _sweep(path.parent)
             return _FileLock(file)
 
     def is_locked(self, key: str) -> bool:
@@ -123,16 +134,6 @@ class DirectoryStore:
 
     def _path(self, key: str) -> Path:
         return self.root / key
-
-    @contextlib.contextmanager
-    def _exclusive(self, folder: Path) -> Iterator[None]:
-        """Keep other conditional writers of a folder out."""
-        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(file)
 
     @contextlib.contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -164,25 +165,87 @@ class _FileLock:
             self._file = -1
 
 
-def _write(path: Path, data: bytes | Path) -> str:
-    """Write a new file through to the disk, in a folder that is made for it; returns the tag of what it holds."""
+@contextlib.contextmanager
+def _written(path: Path, data: bytes | Path) -> Iterator[str]:
+    """Write a new file through to the disk; yields the tag of what it holds, and removes it at the end.
+
+    It is locked before anything is in it, so that one that holds something and is not locked is known to be left over.
+    """
+    with _make(path, lambda: path.open("xb")) as file:
+        try:
+            _take(file.fileno())
+            if isinstance(data, Path):
+                with open_source(data) as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                    source.seek(0)
+                    tag = hashlib.file_digest(source, "sha256").hexdigest()
+            else:
+                file.write(data)
+                tag = _tag(data)
+            file.flush()
+            os.fsync(file.fileno())
+            yield tag
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _make(path: Path, create: Callable[[], _T]) -> _T:
+    """Make a file, in a folder that is made for it, and that somebody may remove, being empty, at the same time."""
+    for _ in range(TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return create()
+        with contextlib.suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    return create()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left half written in a folder, and below."""
+    for at, _, names in os.walk(folder):
+        for path in (Path(at, name) for name in names if _HALF.fullmatch(name)):
+            with contextlib.suppress(OSError):  # its writer may be about to end
+                if _is_left_over(path):
+                    path.unlink()
+
+
+def _is_left_over(path: Path) -> bool:
+    with path.open("rb") as file:
+        told = os.fstat(file.fileno())  # before the lock is asked for, which comes before the first byte
+        return (told.st_size > 0 or time.time() - told.st_mtime > EMPTY_S) and not _is_taken(file.fileno())
+
+
+def _remove_empty(folder: Path) -> bool:
+    """Remove a folder in which nothing is but the lock of conditional writers; False when there is more."""
     try:
-        file = path.open("xb")
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("xb")
-    with file:
-        if isinstance(data, Path):
-            with open_source(data) as source:
-                shutil.copyfileobj(source, file, 1 << 20)
-                source.seek(0)
-                tag = hashlib.file_digest(source, "sha256").hexdigest()
-        else:
-            file.write(data)
-            tag = _tag(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return tag
+        folder.rmdir()
+        return True
+    except OSError:
+        pass
+    try:
+        with os.scandir(folder) as entries:
+            if [entry.name for entry in itertools.islice(entries, 2)] != [LOCK]:
+                return False
+        with _exclusive(folder):
+            (folder / LOCK).unlink()
+        folder.rmdir()
+        return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Keep other conditional writers of a folder out."""
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file, path):  # else whoever had it has removed it together with the folder
+                yield
+                return
+        finally:
+            os.close(file)
 
 
 def _take(file: int) -> bool:

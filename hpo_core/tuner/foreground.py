@@ -198,7 +198,16 @@ def delete(store: ExperimentStore, place: Place) -> None:
     with store.lease(describe_owner(DELETING, launcher.site)):
         launcher.sweep()
         remove_tuner(experiment, there)
+        _remove_log(place.tuner_log(experiment.namespace, experiment.name))
         store.delete()
+
+
+def _remove_log(log: Path) -> None:
+    """Remove what background tuners said, with the folders that are empty then."""
+    with contextlib.suppress(OSError):
+        log.unlink(missing_ok=True)
+        log.parent.rmdir()
+        log.parent.parent.rmdir()
 
 
 def clear(experiment: Experiment, place: Place) -> None:

@@ -133,6 +133,12 @@ def test_one_trial_can_be_stopped_and_counts_as_killed_while_its_neighbour_goes_
     assert "is over: Killed" in folder.hpo("stop", "small", "1").stdout
 
 
+def left_here(folder: Folder) -> list[str]:
+    """What is left on this machine of its experiments, but for the folder that their scratch files share."""
+    home = folder.place.home
+    return [str(path.relative_to(home)) for path in home.rglob("*") if path.name != ".scratch"]
+
+
 def test_a_running_experiment_is_not_deleted_and_a_stopped_one_leaves_nothing(uri: str, tmp_path: Path) -> None:
     folder = gated(tmp_path / "user", uri)
     refused = folder.hpo("delete", "small")
@@ -142,6 +148,7 @@ def test_a_running_experiment_is_not_deleted_and_a_stopped_one_leaves_nothing(ur
     deleted = folder.hpo("delete", "small")
     assert deleted.returncode == 0, deleted.stderr
     assert folder.place.objects.list("default/") == []
+    assert left_here(folder) == []
     assert "no experiment in" in folder.hpo("list").stdout
     open_gate(folder)
     assert folder.hpo("run", "small.yaml").returncode == 0, "the same name can be begun anew"
@@ -156,7 +163,7 @@ def test_deleting_ends_what_a_killed_tuner_has_left_running(uri: str, tmp_path: 
     assert folder.processes() != []
     assert folder.hpo("delete", "small").returncode == 0
     assert folder.processes() == []
-    assert list((folder.place.home / ".scratch").glob("*")) == []
+    assert left_here(folder) == []
 
 
 def test_wait_shows_the_progress_that_run_shows(uri: str, tmp_path: Path) -> None:

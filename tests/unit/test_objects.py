@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from hpo_core.errors import StoreError
-from hpo_core.objects import DirectoryStore, open_objects
+from hpo_core.errors import Conflict, NotFound, StoreError
+from hpo_core.objects import ABSENT, DirectoryStore, open_objects
+from tests.scenarios.folders import eventually
 from tests.small_disk import run_on_small_disk
 
 
@@ -78,3 +85,69 @@ print(store.is_locked("ns/lease"))
         cannot.format("lease"),
         "False",
     ]
+
+
+def take(store: DirectoryStore) -> None:
+    lock = store.lock("ns/name/lease", {})
+    assert lock is not None
+    lock.release()
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next_lock_and_not_before(tmp_path: Path) -> None:
+    """The source is a pipe that gives no more than a part of the file."""
+    store, models = DirectoryStore(tmp_path / "store"), tmp_path / "store/ns/name/models"
+    source = tmp_path / "pipe"
+    os.mkfifo(source)
+    program = f"""
+from pathlib import Path
+from hpo_core.objects import DirectoryStore
+DirectoryStore(Path({str(tmp_path / "store")!r})).put("ns/name/models/a", Path({str(source)!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", program]) as writer, source.open("wb", buffering=0) as pipe:
+        threading.Thread(target=feed, args=(pipe.fileno(), 3 << 20), daemon=True).start()
+        eventually(lambda: any(path.stat().st_size for path in models.glob(".*")), "a part is written")
+        take(store)
+        assert len(list(models.iterdir())) == 1, "it is being written"
+        writer.kill()
+        writer.wait()
+        take(store)
+        assert list(models.iterdir()) == []
+    assert store.list("") == ["ns/name/lease"]
+
+
+def feed(pipe: int, size: int) -> None:
+    with suppress(OSError):
+        while size > 0:
+            size -= os.write(pipe, bytes(min(size, 1 << 16)))
+
+
+def test_the_last_object_of_a_folder_takes_it_along(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    keys = ["ns/name/trials/1", "ns/name/trials/2", "ns/name/models/1/deep/er", "ns/name/lease"]
+    for key in keys:
+        store.put(key, b"new", expect=store.put(key, b"old", expect=ABSENT))
+    for key in keys:
+        assert any((tmp_path / "store").iterdir())
+        store.delete(key)
+        store.delete(key)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_writers_of_a_folder_that_is_removed_all_the_time_lose_nothing(tmp_path: Path) -> None:
+    """Of each, the conditions hold as if it were alone, since each has a key of its own."""
+    store = DirectoryStore(tmp_path / "store")
+
+    def write(key: str) -> None:
+        for _ in range(150):
+            tag = store.put(key, b"1", expect=ABSENT)
+            with pytest.raises(Conflict):
+                store.put(key, b"2", expect=ABSENT)
+            assert store.put(key, b"3", expect=tag) != tag
+            assert store.get(key).data == b"3"
+            store.delete(key)
+            with pytest.raises(NotFound):
+                store.get(key)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, [f"ns/name/{number % 2}/{number}" for number in range(6)]))
+    assert list((tmp_path / "store").iterdir()) == []
