@@ -13,7 +13,7 @@ def build_trainer_image(context: str, image: str = "", name: str = "", store: st
         context: Folder with the Dockerfile.
         image: Reference of an image that exists already; nothing is built then.
         name: The image's name; the folder's when it is empty.
-        store: Where records are kept; $HPO_STORE when it is empty.
+        store: Where records are kept; $HPO_STORE when it is empty, else a folder of the pipeline root's bucket.
 
     Returns:
         The image's reference, with its digest.

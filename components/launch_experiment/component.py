@@ -16,7 +16,7 @@ def launch_experiment(
         image: Trainer image, put in place of the template's; the template's own when it is empty.
         namespace: Used instead of the YAML's; the YAML's when it is empty.
         run_id: What makes this run's experiment its own; pass the pipeline job's id. The YAML's name when it is empty.
-        store: Where records are kept; $HPO_STORE when it is empty.
+        store: Where records are kept; $HPO_STORE when it is empty, else a folder of the pipeline root's bucket.
 
     Returns:
         The handle of the experiment as JSON, for the next steps.
