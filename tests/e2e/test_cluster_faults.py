@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from tests.scenarios.folders import eventually
 pytestmark = pytest.mark.e2e
 
 OUTAGE_S = 60
+Do = Callable[[str, str], None]
 both = pytest.mark.parametrize("tuner", ["here", "in a pod"])
 
 
@@ -29,11 +30,17 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield made
 
 
-def do(*words: str) -> None:
+@pytest.fixture
+def do() -> Do:
+    """Makes a component fail, or come back."""
     command = os.environ.get("HPO_E2E_FAULT")
     if not command:
         pytest.skip("HPO_E2E_FAULT is no command that makes a component fail: what happens then is unproven")
-    subprocess.run([*command.split(), *words], check=True, timeout=60, capture_output=True)
+
+    def call(action: str, component: str) -> None:
+        subprocess.run([*command.split(), action, component], check=True, timeout=60, capture_output=True)
+
+    return call
 
 
 def start(place: Place, tuner: str) -> subprocess.Popen[str]:
@@ -42,7 +49,7 @@ def start(place: Place, tuner: str) -> subprocess.Popen[str]:
 
 @both
 @pytest.mark.parametrize("component", ["apiserver", "minio"])
-def test_a_component_that_hangs_for_a_minute_costs_time_only(place: Place, component: str, tuner: str) -> None:
+def test_a_component_that_hangs_for_a_minute_costs_time_only(do: Do, place: Place, component: str, tuner: str) -> None:
     process = start(place, tuner)
     before = place.await_over(2)
     do("pause", component)
@@ -55,7 +62,9 @@ def test_a_component_that_hangs_for_a_minute_costs_time_only(place: Place, compo
 
 @both
 @pytest.mark.parametrize("component", ["apiserver", "minio", "kubelet"])
-def test_a_component_that_is_killed_and_comes_back_costs_time_only(place: Place, component: str, tuner: str) -> None:
+def test_a_component_that_is_killed_and_comes_back_costs_time_only(
+    do: Do, place: Place, component: str, tuner: str
+) -> None:
     process = start(place, tuner)
     before = place.await_over(2)
     do("kill", component)
