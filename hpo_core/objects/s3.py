@@ -2,6 +2,7 @@
 
 The client has no conditional writes: it would send their headers as metadata, without a word. So small objects go by a
 presigned address, to which any header can be added; files go through the client, which sends them part by part.
+HTTP_PROXY, HTTPS_PROXY and NO_PROXY tell the way, as they do for other programs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 from xml.etree.ElementTree import ParseError
 
 import certifi
@@ -42,6 +45,7 @@ DENIED_S = (0.05, 0.2, 0.0)
 CLOCK_S = 1.0
 """By how much the difference of two times in whole seconds may exceed the true one."""
 
+_LOOPBACK = re.compile(r"(localhost|127\.[\d.]+|\[::1\])(:\d+)?")
 _T = TypeVar("_T")
 
 
@@ -60,12 +64,17 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str, settings: S3Settings, *, lease_s: float = LEASE_S) -> None:
         self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._where = f"{self.uri} at {'https' if settings.secure else 'http'}://{settings.endpoint}"
+        proxy = proxy_of(settings)
+        by = f" by the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else ""
+        self._where = f"{self.uri} at {'https' if settings.secure else 'http'}://{settings.endpoint}{by}"
         self._single_writer = settings.single_writer
         self._lease_s = lease_s
-        self._http = _connections(settings.ca_file)
         try:
+            self._http = _connections(settings.ca_file, proxy)
             self._client = _client(settings, self._http)
+        except urllib3.exceptions.ProxySchemeUnknown as error:
+            advice = "give HTTP_PROXY and HTTPS_PROXY as http://HOST:PORT, or name the server in NO_PROXY"
+            raise StoreError(f"cannot use {self._where}: {advice}") from error
         except ValueError as error:
             raise StoreError(f"cannot use {self._where}: {error}; check its address, and AWS_REGION") from error
         self._unsure: set[tuple[str, bytes]] = set()
@@ -237,14 +246,31 @@ class S3Store:
             raise refusal(attempt, code, 0) if code else StoreError(f"{attempt}: {error}") from error
 
 
-def _connections(ca_file: str) -> urllib3.PoolManager:
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=CONNECT_S, read=ANSWER_S),
-        maxsize=CONNECTIONS,
-        retries=False,
-        cert_reqs="CERT_REQUIRED",
-        ca_certs=ca_file or certifi.where(),
-    )
+def proxy_of(settings: S3Settings) -> str:
+    """Address of the proxy on the way to the server, as HTTP_PROXY, HTTPS_PROXY and NO_PROXY tell it; "" for none.
+
+    There is none on the way to a server of this very machine.
+    """
+    proxy = getproxies().get("https" if settings.secure else "http", "")
+    if not proxy or proxy_bypass(settings.endpoint) or _LOOPBACK.fullmatch(settings.endpoint):
+        return ""
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _connections(ca_file: str, proxy: str = "") -> urllib3.PoolManager:
+    """Connections to the server, or to a proxy before it, which may want to know who we are."""
+    options: dict[str, Any] = {
+        "timeout": urllib3.Timeout(connect=CONNECT_S, read=ANSWER_S),
+        "maxsize": CONNECTIONS,
+        "retries": False,
+        "cert_reqs": "CERT_REQUIRED",
+        "ca_certs": ca_file or certifi.where(),
+    }
+    if not proxy:
+        return urllib3.PoolManager(**options)
+    auth = urllib3.util.parse_url(proxy).auth
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(auth)) if auth else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
 
 
 def _client(settings: S3Settings, http: urllib3.PoolManager) -> Minio:
@@ -253,11 +279,16 @@ def _client(settings: S3Settings, http: urllib3.PoolManager) -> Minio:
         access_key=settings.access_key or None,
         secret_key=settings.secret_key or None,
         session_token=settings.session_token or None,
-        credentials=None if settings.access_key else IamAwsProvider(http_client=http),
+        credentials=None if settings.access_key else IamAwsProvider(http_client=_role_connections(settings, http)),
         secure=settings.secure,
         region=settings.region or None,
         http_client=http,
     )
+
+
+def _role_connections(settings: S3Settings, http: urllib3.PoolManager) -> urllib3.PoolManager:
+    """Connections to who tells our role: Amazon's service behind the proxy, or this very machine's, which never is."""
+    return http if "AWS_WEB_IDENTITY_TOKEN_FILE" in os.environ else _connections(settings.ca_file)
 
 
 def _error_of(response: urllib3.BaseHTTPResponse) -> S3Error | ServerError:
@@ -292,7 +323,12 @@ def _of_the_way(attempt: str, error: Exception) -> StoreError | TransientError:
     if isinstance(error, urllib3.exceptions.SSLError) and not isinstance(error.args[0], ssl.SSLEOFError):
         advice = "it does not speak TLS, or its certificate is not trusted; check http or https, or AWS_CA_BUNDLE"
         return StoreError(f"{attempt}: {advice}: {error}")
-    if isinstance(reason, urllib3.exceptions.NameResolutionError):
+    if isinstance(error, urllib3.exceptions.ProxyError) and "Tunnel connection failed: 4" in str(error.original_error):
+        told = f"{error.original_error}; mend that, or name the server in NO_PROXY"
+        return StoreError(f"{attempt}: the proxy does not let us through: {told}")
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        met = "the proxy cannot be reached"
+    elif isinstance(reason, urllib3.exceptions.NameResolutionError):
         met = "its name is not known here"
     elif isinstance(reason, urllib3.exceptions.NewConnectionError):
         met = "nobody accepts connections there"

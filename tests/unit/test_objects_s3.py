@@ -14,6 +14,8 @@ from hpo_core.errors import Conflict, NotFound, StoreError, TransientError
 from hpo_core.objects import ABSENT, MemoryStore, RecordStore, open_objects
 from hpo_core.objects.probe import PROBERS, keeps_writers_apart
 from hpo_core.objects.s3 import DENIED_S
+from tests.forward_proxy import ForwardProxy, forward_proxy
+from tests.s3_server import free_port
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "the-secret", "AWS_SESSION_TOKEN": "the-token"}
 XML = {"Content-Type": "application/xml"}
@@ -324,3 +326,79 @@ def test_who_is_told_to_try_again_has_not_won_the_probe() -> None:
 def test_a_probe_that_nobody_wins_because_the_server_is_busy_tells_nothing() -> None:
     with pytest.raises(TransientError, match="ConditionalRequestConflict"):
         keeps_writers_apart(Busy(PROBERS))
+
+
+# --- the way by a proxy
+
+NAME = "s3.invalid:9000"
+"""An address that nobody but the proxy can resolve."""
+
+
+@pytest.fixture
+def proxy(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForwardProxy]:
+    """A proxy that the environment names, and that wants to know who comes."""
+    for name in ("http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with forward_proxy({NAME: server.url.removeprefix("http://")}) as started:
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:a%20word@{started.endpoint}")
+        yield started
+
+
+def test_reads_and_writes_go_by_the_proxy_that_the_environment_names(
+    server: ScriptedServer, proxy: ForwardProxy
+) -> None:
+    store = opened(server, Answer(200, b"data", {"ETag": '"1"'}), AWS_ENDPOINT_URL=f"http://{NAME}")
+    assert store.get("a").data == b"data"
+    store.put("a", b"new")
+    assert [(method, target.partition("?")[0]) for method, target in proxy.asked] == [
+        ("GET", f"http://{NAME}/bucket/p/a"),
+        ("PUT", f"http://{NAME}/bucket/p/a"),
+    ]
+    assert proxy.authorizations == {"Basic bWU6YSB3b3Jk"}, "me:a word"
+    assert [headers["Host"] for _, _, headers in server.requests] == [NAME, NAME]
+
+
+@pytest.mark.parametrize("named", ["s3.invalid", ".invalid", "*"])
+def test_a_server_that_the_environment_excepts_is_asked_directly(
+    server: ScriptedServer, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("NO_PROXY", named)
+    store = opened(server, Answer(200), AWS_ENDPOINT_URL=f"http://{NAME}")
+    with pytest.raises(TransientError, match=r"in s3://bucket/p at http://s3.invalid:9000: its name is not known here"):
+        store.get("a")
+    assert proxy.asked == []
+
+
+def test_a_server_of_this_machine_is_asked_directly(server: ScriptedServer, proxy: ForwardProxy) -> None:
+    assert opened(server, Answer(200, b"data", {"ETag": '"1"'})).get("a").data == b"data"
+    assert proxy.asked == []
+
+
+def test_a_proxy_that_is_not_there_is_waited_for_and_named_without_its_password(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("HTTP_PROXY", f"me:word@127.0.0.1:{port}")
+    store = opened(server, Answer(200), AWS_ENDPOINT_URL=f"http://{NAME}")
+    with pytest.raises(
+        TransientError, match=f"at http://{NAME} by the proxy 127.0.0.1:{port}: the proxy cannot be reached; waiting"
+    ) as caught:
+        store.get("a")
+    assert "word" not in str(caught.value)
+
+
+def test_a_proxy_that_lets_nobody_through_is_told(
+    server: ScriptedServer, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.refuses = True
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.endpoint}")
+    with pytest.raises(StoreError, match="the proxy does not let us through: Tunnel connection failed: 407"):
+        opened(server, Answer(200), AWS_ENDPOINT_URL=f"https://{NAME}").get("a")
+    with pytest.raises(StoreError, match=r"by the proxy 127.0.0.1:\d+: the answer is not S3's \(407\)"):
+        opened(server, Answer(200), AWS_ENDPOINT_URL=f"http://{NAME}").get("a")
+
+
+def test_a_proxy_of_another_kind_is_refused(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(StoreError, match="give HTTP_PROXY and HTTPS_PROXY as http://HOST:PORT"):
+        opened(server, Answer(200), AWS_ENDPOINT_URL=f"http://{NAME}")
