@@ -69,7 +69,8 @@ def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: E
 
     Raises:
         SpecError: The tuner refuses the experiment; the message is its own.
-        LaunchError: It does not come up; the message says what keeps its pod from running.
+        LaunchError: It does not come up; the message says what keeps its pod from running. One that was made here is
+            removed then.
     """
     adopted = next((job for job in _jobs(kube, experiment) if not _is_over(job)), None)
     job = adopted or _create(kube, experiment, order, pod)
@@ -81,7 +82,12 @@ def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: E
         if store.is_held() and store.derived("status.json") is not None:
             return
         job = kube.get("batch/v1", "Job", name, namespace=experiment.namespace)
-        _check(kube, job, [pod for pod in _pods(kube, job) if pod["metadata"]["name"] not in ended])
+        try:
+            _check(kube, job, [pod for pod in _pods(kube, job) if pod["metadata"]["name"] not in ended])
+        except (LaunchError, SpecError):
+            if adopted is None:
+                remove(kube, experiment)  # nobody tunes, and the next launch must not take this one up
+            raise
         if _is_over(job) and (adopted is None or _is_done(experiment, job, store)):
             return  # it was done before we looked
         if _is_over(job):  # it was about to end when we found it

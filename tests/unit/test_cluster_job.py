@@ -19,7 +19,7 @@ from hpo_core.trial import MetricSummary, Observation, Trial, TrialCondition
 from hpo_core.tuner import cluster_job
 from tests.experiments import make_experiment
 from tests.fake_kubernetes import FakeKubernetes
-from tests.fake_kubernetes.kinds import JOB
+from tests.fake_kubernetes.kinds import JOB, POD
 from tests.scenarios.folders import eventually
 
 LOSS = Observation({"loss": MetricSummary(0.5, 0.5, 0.5)})
@@ -106,3 +106,19 @@ def test_pods_that_end_again_and_again_before_one_tunes_are_told(cluster: Cluste
     cluster.die("second")
     with pytest.raises(LaunchError, match="the tuner's pods end again and again"):
         starting.result()
+
+
+def test_a_tuner_that_was_started_and_cannot_run_is_removed(cluster: Cluster) -> None:
+    """Nothing else would remove it: there are no records yet; and the next launch would take it up."""
+    starting = cluster.starting()
+    cluster.fake.finish_job("found")
+    eventually(lambda: len(cluster.jobs()) == 2, "another Job")
+    (job,) = (job for job in cluster.fake.objects.list(JOB, "team") if job["metadata"]["name"] != "found")
+    cluster.fake.start_pod("new", owner=job, container=cluster_job.CONTAINER)
+    waiting = {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}
+    status = {"name": cluster_job.CONTAINER, "restartCount": 0, "state": waiting}
+    cluster.fake.objects.patch(POD, "team", "new", {"metadata": {"labels": {"job-name": job["metadata"]["name"]}}})
+    cluster.fake.set_status(POD, "new", {"phase": "Pending", "containerStatuses": [status]})
+    with pytest.raises(LaunchError, match="cannot be pulled"):
+        starting.result()
+    assert cluster.jobs() == []
