@@ -21,6 +21,7 @@ from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, Problem, 
 from hpo_core.experiment import Experiment, dump_yaml
 from hpo_core.lint import LOCAL, lint
 from hpo_core.loop import Patience, SystemClock
+from hpo_core.status import ExperimentCondition
 from hpo_core.store import TUNING, ExperimentStore
 from hpo_core.tuner.foreground import await_lease, check_permissions, check_store, run_experiment
 from hpo_core.tuner.interruption import Interruption
@@ -223,7 +224,7 @@ def _tune_in_pod(order_file: Path) -> int:
             store = place.store(experiment.namespace, experiment.name)
             patiently = Patience(SystemClock(), gave_up=lambda: interruption.requested)
             patiently(await_lease, store, lambda: interruption.requested)
-            run_experiment(
+            final = run_experiment(
                 experiment,
                 place,
                 should_leave=lambda: interruption.requested,
@@ -231,6 +232,11 @@ def _tune_in_pod(order_file: Path) -> int:
                 watched=False,
                 ready=begun.append,
             )
+            if final.verdict.condition is ExperimentCondition.SUSPENDED:
+                # Imported here: the Kubernetes client is dear, and local tuners need none.
+                from hpo_core.tuner import cluster_job
+
+                cluster_job.keep_briefly(place.kube(experiment), experiment)
         except HpoError as error:
             if begun or not isinstance(error, SpecError | Conflict):
                 _log.error("tuner.failed reason=%s", error)

@@ -39,6 +39,8 @@ FAILURES = 2
 """So many pods that ended before one has begun to tune tell that no other will."""
 KEPT_S = 24 * 3600
 """How long a Job that has ended stays, for its log."""
+SUSPENDED_S = 30
+"""The same, of one whose tuner has suspended the experiment."""
 READY_S = 180.0
 """How long a tuner's pod may take to say, by its lease, that it runs."""
 POLL_S = 0.5
@@ -102,6 +104,13 @@ def remove(kube: Kube, experiment: Experiment) -> None:
     selector = f"{LABEL_TUNER}={experiment.name}"
     kube.delete_all("batch/v1", "Job", selector=selector, namespace=experiment.namespace)
     kube.delete_all("v1", "ConfigMap", selector=selector, namespace=experiment.namespace)
+
+
+def keep_briefly(kube: Kube, experiment: Experiment) -> None:
+    """Let the Jobs of tuners that suspend their experiment go soon after their end, whoever asked for that."""
+    for job in _jobs(kube, experiment):
+        name, changed = job["metadata"]["name"], {"spec": {"ttlSecondsAfterFinished": SUSPENDED_S}}
+        kube.patch("batch/v1", "Job", name, changed, namespace=experiment.namespace)
 
 
 def make_job(experiment: Experiment, name: str, pod: TunerPod) -> dict[str, Any]:
