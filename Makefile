@@ -8,19 +8,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # make image IMAGE=registry.example/team/hpo-python:0.1.0 BASE=python:3.11-slim; BUILD_FLAGS are the builder's own
+# make mnist-image MNIST_IMAGE=registry.example/team/mnist:1
 IMAGE ?= kfp-hpo/hpo-python:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' hpo_core/__init__.py)
+MNIST_IMAGE ?= kfp-hpo/mnist:1
 BASE ?=
 BUILD_FLAGS ?=
 BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 
-.PHONY: demo test lint types e2e e2e-full image bench bench-cluster compile clean help
+.PHONY: demo test lint types e2e e2e-full image mnist-image bench bench-cluster compile clean help
 
 help:
 	@echo "make demo     tune and retrain a digit classifier with the shipped pipeline, on this machine"
 	@echo "make test     lint, types and tests"
 	@echo "make e2e      tests that need more than Python: a browser, an S3 server, a cluster; CONTRIBUTING.md says how they are named"
-	@echo "make e2e-full the same with every kill point in a cluster, which takes a quarter of an hour more"
+	@echo "make e2e-full the same with every kill point in a cluster and the trainer's real image: half an hour more"
 	@echo "make image    the image that components and tuners run in: make image IMAGE=registry.example/team/hpo-python:0.1.0"
+	@echo "make mnist-image  the image of the trainer that the demo tunes, with PyTorch"
 	@echo "make bench    what our own work costs"
 	@echo "make bench-cluster  the same in a cluster: real pods, then 1,000 trials at 100 in parallel with fake ones"
 	@echo "make compile  make the component and pipeline YAML anew"
@@ -43,11 +46,18 @@ e2e: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m e2e tests -rs
 
 e2e-full: $(VENV)/dev.stamp
-	HPO_E2E_KILL_STEP=1 $(BIN)/python -m pytest -m e2e tests -rs
+	HPO_E2E_FULL=1 HPO_E2E_KILL_STEP=1 $(BIN)/python -m pytest -m e2e tests -rs
+
+BUILD = $(BUILDER) build $(if $(BASE),--build-arg BASE=$(BASE)) $(BUILD_FLAGS)
+CAN_BUILD = test -n "$(BUILDER)" || { echo "an image is built by docker, podman or buildah, and none is here"; exit 1; }
 
 image:
-	@test -n "$(BUILDER)" || { echo "an image is built by docker, podman or buildah, and none is here"; exit 1; }
-	$(BUILDER) build -f docker/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) $(BUILD_FLAGS) -t $(IMAGE) .
+	@$(CAN_BUILD)
+	$(BUILD) -f docker/Dockerfile -t $(IMAGE) .
+
+mnist-image:
+	@$(CAN_BUILD)
+	$(BUILD) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) -t $(MNIST_IMAGE) trainers/mnist
 
 bench: $(VENV)/dev.stamp
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.benchmarks.overhead
