@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo_core import __version__, images, report, tuner
-from hpo_core.errors import LaunchError, Problem, SpecError
+from hpo_core.errors import BuildError, LaunchError, Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.lint import lint
 from hpo_core.publish import REPORT, SUMMARY
@@ -39,12 +39,21 @@ def require(version: str) -> None:
 def build(context: str, *, image: str = "", name: str = "", store: str = "") -> str:
     """Build the trainer image and return its reference; one that is given is returned as it is.
 
+    Returns:
+        The reference; "" when neither a folder nor an image is given, for the template's own.
+
     Raises:
-        BuildError: The folder or its Dockerfile cannot be built.
+        BuildError: The folder or its Dockerfile cannot be built; or this is a cluster, where no step can build.
     """
-    if image:
-        print(f"the trainer image is given: {_as_given(image)}", flush=True)
-        return _as_given(image)
+    if image or not context:
+        given = _as_given(image)
+        print(f"the trainer image is {given or 'the one that the experiment names'}", flush=True)
+        return given
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        raise BuildError(
+            f"a step in a cluster cannot build {context!r}: build the image with docker, podman or buildah, push it, "
+            "and give its reference as `image`"
+        )
     built = images.build(Path(_as_given(context)), store_root=_place(store).home, name=name)
     for line in built.skipped:
         print(f"skipped {line}", flush=True)

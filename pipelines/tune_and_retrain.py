@@ -29,8 +29,8 @@ def tune_and_retrain(
 
     Args:
         experiment_yaml: The Katib Experiment, as YAML text.
-        context: Folder with the trainer's Dockerfile; not needed when an image is given.
-        image: Reference of the trainer image, when it exists already.
+        context: Folder with the trainer's Dockerfile, on the machine of kfp's local runner; "" in a cluster.
+        image: Reference of the trainer image, when it exists already; the experiment's own when it is empty.
         namespace: Used instead of the YAML's.
         store: Where records are kept.
 
