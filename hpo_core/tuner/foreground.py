@@ -126,12 +126,12 @@ def check_permissions(
         raise SpecError([Problem("", sentence) for sentence in told])
 
 
-def run(experiment: Experiment, store: str = "./.hpo", directory: str | Path = ".") -> loop.Snapshot:
+def run(experiment: Experiment, store: str = "", directory: str | Path = ".") -> loop.Snapshot:
     """Run an experiment in this process until it is over, from Python; goes on with one that was begun.
 
     Args:
         experiment: As `load_experiment` gives it.
-        store: Where records are kept: a directory, or `s3://BUCKET/PREFIX`.
+        store: Where records are kept: a directory, or `s3://BUCKET/PREFIX`; "" for the usual one, as with `hpo run`.
         directory: Working directory of trials whose image is no local image.
 
     Raises:
