@@ -82,14 +82,21 @@ class Place:
 
 
 @contextmanager
-def cluster_run(path: Path, *, trials: int, seconds: float) -> Iterator[Place]:
+def cluster_run(
+    path: Path,
+    *,
+    trials: int,
+    seconds: float,
+    annotations: Mapping[str, str] | None = None,
+    resources: Mapping[str, Any] | None = None,
+) -> Iterator[Place]:
     """A place for an experiment of a few such trials, whose workloads stay, so that pods can be counted."""
     image = cluster_image()
     shared_server()
     kube = Kube.connect()
     with namespace(kube) as where:
         document = yaml.safe_load(EXPERIMENT)
-        document["metadata"]["namespace"] = where
+        document["metadata"] |= {"namespace": where, "annotations": dict(annotations or {})}
         document["spec"] |= {"maxTrialCount": trials, "parallelTrialCount": PARALLEL}
         template = document["spec"]["trialTemplate"]
         template["retain"] = True
@@ -97,5 +104,6 @@ def cluster_run(path: Path, *, trials: int, seconds: float) -> Iterator[Place]:
         pod["terminationGracePeriodSeconds"] = 1
         command = ["sh", "-c", f"sleep {seconds:g}; echo loss=$0", "${trialParameters.lr}"]
         pod["containers"][0] |= {"image": image, "imagePullPolicy": "IfNotPresent", "command": command}
+        pod["containers"][0]["resources"] = dict(resources or {})
         folder = Folder.make(path / "user", yaml.safe_dump(document), uri=store_of(where))
         yield Place(kube, where, folder, trials)
