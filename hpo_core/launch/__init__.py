@@ -147,5 +147,8 @@ class Launcher(Protocol):
         ...
 
     def forget(self, name: str) -> None:
-        """Remove all that an ended workload left behind; its name must not be submitted again. Idempotent."""
+        """Remove all that an ended workload left behind; its name must not be submitted again. Idempotent.
+
+        May be called by several threads at once.
+        """
         ...

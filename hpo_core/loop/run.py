@@ -249,8 +249,7 @@ class Run:
             self._change(trial)
         for label in dropped:
             self._patiently(self._store.delete_output, label)
-        for exited in exits:
-            self._patiently(self._launcher.forget, exited.name)
+        together(lambda exited: self._patiently(self._launcher.forget, exited.name), exits)
         if not self._suspending:
             self._submit(retried)
 

@@ -47,7 +47,7 @@ class ExperimentStore:
         self._writer = ""
         self._etags: dict[int, str] = {}
         self._unbegun: list[int] = []
-        self._printing = threading.Lock()
+        self._printing: dict[str, threading.Lock] = {}
         self._printed: dict[str, str | None] = {}
 
     @property
@@ -165,7 +165,7 @@ class ExperimentStore:
         """Write what a workload printed and the metric points in it, one JSON object a line.
 
         A picture of a running workload may be written late, by another thread or by a server that was paused with it in
-        its hands. So it replaces only the version before it, and never what is final.
+        its hands. So it replaces only the version before it, and never what is final. None waits for another's.
 
         Args:
             label: The trial's number in five digits, or `retrain`.
@@ -173,12 +173,15 @@ class ExperimentStore:
             metrics: The points; "" for none.
             final: Whether the workload is over.
         """
-        with self._printing:
+        with self._printing_of(label):
             for name, content in ((f"logs/{label}.log", log), (f"metrics/{label}.jsonl", metrics.encode())):
                 if final:
                     self._save_final(name, content)
                 else:
                     self._save_picture(name, content)
+
+    def _printing_of(self, label: str) -> threading.Lock:
+        return self._printing.setdefault(label, threading.Lock())
 
     def _save_final(self, name: str, content: bytes) -> None:
         if content or name in self._printed:
@@ -203,7 +206,7 @@ class ExperimentStore:
 
     def resume_printing(self, label: str) -> None:
         """Expect that an earlier tuner has left pictures of that workload."""
-        with self._printing:
+        with self._printing_of(label):
             for name in (f"logs/{label}.log", f"metrics/{label}.jsonl"):
                 self._printed.setdefault(name, _UNKNOWN)
 

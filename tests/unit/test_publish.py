@@ -15,7 +15,9 @@ from tests.experiments import make_experiment
 
 
 class SlowStore(MemoryStore):
-    """A store whose first write waits until it is let go on."""
+    """A store whose writes below `slow` wait until they are let go on."""
+
+    slow = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,8 +25,9 @@ class SlowStore(MemoryStore):
         self.writes: Counter[str] = Counter()
 
     def put(self, key: str, data: Any, **options: Any) -> str:
-        self.is_asked.set()
-        assert self.may_go_on.wait(10)
+        if key.startswith(self.slow):
+            self.is_asked.set()
+            assert self.may_go_on.wait(10)
         self.writes[key] += 1
         return super().put(key, data, **options)
 
@@ -49,3 +52,18 @@ def test_of_what_a_trial_printed_while_the_store_took_nothing_the_newest_picture
     assert store.log("00001") == b"line\n" * 99
     assert store.log("00002") == b"other\n"
     assert objects.writes["x/small/logs/00001.log"] == 1
+
+
+def test_the_end_of_a_trial_does_not_wait_for_the_pictures_of_others() -> None:
+    objects = SlowStore()
+    objects.slow = "x/small/logs/00001"
+    store = ExperimentStore(objects, "x", "small")
+    picture = threading.Thread(target=lambda: store.save_printed("00001", b"line\n", "", final=False))
+    picture.start()
+    assert objects.is_asked.wait(10)
+    end = threading.Thread(target=lambda: store.save_printed("00002", b"end\n", "", final=True), daemon=True)
+    end.start()
+    end.join(10)
+    assert store.log("00002") == b"end\n"
+    objects.may_go_on.set()
+    picture.join(10)
