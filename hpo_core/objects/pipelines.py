@@ -68,8 +68,7 @@ def find_root() -> str:
         StoreError: There is Kubeflow Pipelines, and it cannot be found out where.
     """
     try:
-        with _asking():
-            root = str(PodNamespace().launcher().get("defaultPipelineRoot") or "")
+        root = str(PodNamespace().launcher().get("defaultPipelineRoot") or "")
     except StoreError as error:
         if not find_service():
             return ""
