@@ -18,7 +18,7 @@ from hpo_core.errors import HpoError, NotFound, TransientError
 
 TAIL_LINES = 500
 """How many lines are read once more after the end."""
-LOOK_AGAIN_S, LONGEST_WAIT_S = 1.0, 5.0
+LOOK_AGAIN_S, LONGEST_WAIT_S = 2.0, 5.0
 """How long is waited, at first and at most, before a log that ended is asked for again, unless its container's end is
 told: the container may have been restarted, or the connection cut."""
 END_PATIENCE_S = 120.0
