@@ -80,7 +80,7 @@ class Call:
 
     Attributes:
         at: When, in seconds of the monotonic clock, which is the same in all processes.
-        what: `create jobs`, `watch pods`, `follow pods/log`; `PUT object` for those to the store.
+        what: `create jobs`, `watch pods`, `follow pods/log`; `PUT trials` for those to the store.
         name: What it is about, where its address says it.
     """
 
@@ -93,15 +93,18 @@ class Call:
         at, method, target = line.split()
         url = urlsplit(target)
         path = _PATH.match(url.path)
-        if method == "CONNECT" or path is None:
-            return cls(float(at), method if method == "CONNECT" else f"{method} object", "")
+        if method == "CONNECT":
+            return cls(float(at), method, "")
+        if path is None:
+            folder, _, file = url.path.rpartition("/")
+            return cls(float(at), f"{method} {folder.rpartition('/')[2]}", file)
         verbs = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
         read = "watch" if "watch=1" in url.query else "follow" if "follow=true" in url.query else "get"
         return cls(float(at), f"{verbs.get(method, read)} {path['kind']}{path['sub'] or ''}", path["name"] or "")
 
     @property
     def is_cluster(self) -> bool:
-        return not self.what.endswith(" object") and self.what != "CONNECT"
+        return self.what[0].islower()
 
 
 @dataclass
@@ -342,11 +345,11 @@ def show_calls(tuner: Tuner, onlooker: Onlooker) -> None:
         each = ", ".join(f"{what} {n / (last - first + 1):.2f}" for what, n in sorted(total.items()))
         calls = total.total() / (last - first + 1)
         print(f"  API calls of a trial, {first}–{last}: {calls:.2f} (target: ≤ 5): {each}")
-    of_cluster = {what: n for what, n in sorted(others.items()) if n and "object" not in what and what != "CONNECT"}
-    print(f"  API calls besides: {', '.join(f'{what} {n}' for what, n in of_cluster.items())}")
-    of_store = {what: n for what, n in sorted(others.items()) if what.endswith("object")}
-    told = ", ".join(f"{what.split()[0]} {n / len(number):.2f}" for what, n in of_store.items())
-    print(f"  store requests a trial: {told}; connections opened in all: {others['CONNECT']}")
+    of_cluster = ", ".join(f"{what} {n}" for what, n in sorted(others.items()) if what[0].islower() and n)
+    print(f"  API calls besides: {of_cluster}; connections opened in all: {others['CONNECT']}")
+    kinds = {what: n for what, n in others.items() if what[0].isupper() and what != "CONNECT"}
+    told = ", ".join(f"{what} {n / len(number):.2f}" for what, n in sorted(kinds.items()) if n / len(number) >= 0.05)
+    print(f"  store requests a trial: {sum(kinds.values()) / len(number):.2f}: {told}")
 
 
 def show_left(where: str) -> None:
