@@ -18,7 +18,9 @@ from hpo_core.tuner.foreground import describe_owner, remove_tuner
 from hpo_core.tuner.place import Place, launched_place
 
 POLL_S = 0.1
-"""How often a waiting process looks for its own end."""
+"""How often is looked whether the tuner has dealt with a request."""
+ALERT_S = 0.02
+"""How often a waiting process looks for its own end: a pipeline's step has less than a second after it was told."""
 ATTEND_S = 10.0
 """How often a waiting process says that it waits."""
 ANSWER_S = 30.0
@@ -182,4 +184,4 @@ def _ask(store: ExperimentStore, request: Request) -> bool:
 def _pause(seconds: float, should_stop: Callable[[], bool]) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and not should_stop():
-        time.sleep(min(POLL_S, seconds))
+        time.sleep(min(ALERT_S, seconds))
