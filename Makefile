@@ -66,7 +66,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks.hostile
 
 bench-cluster: $(VENV)/dev.stamp
-	$(BIN)/python -m tests.benchmarks.cluster
+	$(BIN)/python -u -m tests.benchmarks.cluster
 
 compile: $(VENV)/dev.stamp
 	$(BIN)/python -m pipelines.compile
