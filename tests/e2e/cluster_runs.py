@@ -46,12 +46,16 @@ class Place:
             pytest.skip("HPO_E2E_HPO_IMAGE names no image of the engine: that a tuner runs in a cluster is unproven")
         command = ["kubectl", "apply", "-n", self.name, "-k", str(ROOT / "manifests/base")]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
-        told = {name: value for name, value in shared_server().items() if name.startswith(("AWS_", "MINIO_"))}
-        metadata = {"name": STORE_SECRET, "namespace": self.name}
-        self.kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": told})
+        self.tell_store()
         launched = self.folder.hpo("launch", "small.yaml", *KUBERNETES, env={"HPO_IMAGE": image}, timeout_s=240.0)
         assert launched.returncode == 0, launched.stderr
         return self.folder.start("wait", "small", env={"HPO_NAMESPACE": self.name})
+
+    def tell_store(self) -> None:
+        """Let pods find the store."""
+        told = {name: value for name, value in shared_server().items() if name.startswith(("AWS_", "MINIO_"))}
+        metadata = {"name": STORE_SECRET, "namespace": self.name}
+        self.kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": told})
 
     def await_over(self, count: int) -> dict[int, dict[str, Any]]:
         """Wait until so many trials are over, and return all that are."""
