@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpo_core import __version__
-from hpo_core.errors import LaunchError, Problem, SpecError
+from hpo_core.errors import Conflict, LaunchError, Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
 from hpo_core.launch.cluster.diagnosis import event_trouble, pod_trouble
 from hpo_core.launch.cluster.dress import ISTIO, owner_reference
 from hpo_core.launch.cluster.endings import Document, ending
 from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT
+from hpo_core.loop import Patience, SystemClock
 from hpo_core.status import RUNNING, Tally, judge
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner.background import REFUSED
@@ -74,21 +75,23 @@ def start(kube: Kube, experiment: Experiment, order: Mapping[str, Any], store: E
         LaunchError: It does not come up; the message says what keeps its pod from running. One that was made here is
             removed then.
     """
-    adopted = next((job for job in _jobs(kube, experiment) if not _is_over(job)), None)
+    patiently = Patience(SystemClock())
+    adopted = next((job for job in patiently(_jobs, kube, experiment) if not _is_over(job)), None)
     job = adopted or _create(kube, experiment, order, pod)
     name = job["metadata"]["name"]
-    before = _pods(kube, adopted) if adopted else []
+    before = patiently(_pods, kube, adopted) if adopted else []
     ended = {pod["metadata"]["name"] for pod in before if ending(pod, CONTAINER) is not None}
     until = time.monotonic() + READY_S
     while time.monotonic() < until:
-        if store.is_held() and store.derived("status.json") is not None:
+        if patiently(store.is_held) and patiently(store.derived, "status.json") is not None:
             return
-        job = kube.get("batch/v1", "Job", name, namespace=experiment.namespace)
+        job = patiently(kube.get, "batch/v1", "Job", name, namespace=experiment.namespace)
+        pods = [found for found in patiently(_pods, kube, job) if found["metadata"]["name"] not in ended]
         try:
-            _check(kube, job, [pod for pod in _pods(kube, job) if pod["metadata"]["name"] not in ended])
+            patiently(_check, kube, job, pods)
         except (LaunchError, SpecError):
             if adopted is None:
-                remove(kube, experiment)  # nobody tunes, and the next launch must not take this one up
+                patiently(remove, kube, experiment)  # nobody tunes, and the next launch must not take this one up
             raise
         if _is_over(job) and (adopted is None or _is_done(experiment, job, store)):
             return  # it was done before we looked
@@ -162,18 +165,27 @@ def _create(kube: Kube, experiment: Experiment, order: Mapping[str, Any], pod: T
     name = f"{experiment.name[:40].rstrip('-')}-tuner-{secrets.token_hex(3)}"
     labels = {LABEL_TUNER: experiment.name}
     where = experiment.namespace
-    kube.create(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": name, "namespace": where, "labels": labels},
-            "data": {ORDER: json.dumps(order, indent=1)},
-        }
-    )
-    job = kube.create(make_job(experiment, name, pod))
+    patiently = Patience(SystemClock())
+    told = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": where, "labels": labels},
+        "data": {ORDER: json.dumps(order, indent=1)},
+    }
+    patiently(_make, kube, told)
+    job = patiently(_make, kube, make_job(experiment, name, pod))
     owner = {"metadata": {"ownerReferences": [owner_reference(job)]}}
-    kube.patch("v1", "ConfigMap", name, owner, namespace=where)
+    patiently(kube.patch, "v1", "ConfigMap", name, owner, namespace=where)
     return job
+
+
+def _make(kube: Kube, manifest: Mapping[str, Any]) -> Document:
+    """Create an object whose name nobody else gives: one that is there is ours, and the answer to that was lost."""
+    try:
+        return kube.create(manifest)
+    except Conflict:
+        metadata = manifest["metadata"]
+        return kube.get(manifest["apiVersion"], manifest["kind"], metadata["name"], namespace=metadata["namespace"])
 
 
 def _jobs(kube: Kube, experiment: Experiment) -> list[Document]:

@@ -39,15 +39,16 @@ class Place:
         """Begin a run whose tuner is here."""
         return self.folder.start("run", "small.yaml", *KUBERNETES, env=env)
 
-    def launch(self) -> subprocess.Popen[str]:
-        """Begin a run whose tuner is in a pod, and wait for it here."""
+    def launch(self, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Begin a run whose tuner is in a pod, and wait for it here; the environment is that of who launches it."""
         image = os.environ.get("HPO_E2E_HPO_IMAGE")
         if not image:
             pytest.skip("HPO_E2E_HPO_IMAGE names no image of the engine: that a tuner runs in a cluster is unproven")
         command = ["kubectl", "apply", "-n", self.name, "-k", str(ROOT / "manifests/base")]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         self.tell_store()
-        launched = self.folder.hpo("launch", "small.yaml", *KUBERNETES, env={"HPO_IMAGE": image}, timeout_s=240.0)
+        environment = {"HPO_IMAGE": image, **(env or {})}
+        launched = self.folder.hpo("launch", "small.yaml", *KUBERNETES, env=environment, timeout_s=240.0)
         assert launched.returncode == 0, launched.stderr
         return self.folder.start("wait", "small", env={"HPO_NAMESPACE": self.name})
 

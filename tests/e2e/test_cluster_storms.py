@@ -1,6 +1,6 @@
 """A real API server behind bad weather: overloaded, cut off, answering by halves; the run completes all the same.
 
-KUBECONFIG names the cluster, AWS_* the store, and HPO_E2E_IMAGE an image with `sh` for trials.
+KUBECONFIG names the cluster, AWS_* the store, HPO_E2E_HPO_IMAGE the engine's image, HPO_E2E_IMAGE one with `sh`.
 """
 
 from __future__ import annotations
@@ -74,3 +74,11 @@ def test_a_storm_in_which_nothing_gets_through_is_waited_for(place: Place, tmp_p
         took_s = time.monotonic() - began
     assert proxy.troubles["refused"] > TRIALS
     check(proxy, took_s)
+
+
+def test_a_launch_in_bad_weather_starts_one_tuner(place: Place, tmp_path: Path) -> None:
+    with stormy_proxy(Weather(refused=0.3, broken=0.1, loses_creates=True)) as proxy:
+        process = place.launch({"KUBECONFIG": str(proxy.kubeconfig(tmp_path))})
+        assert len(place.tuner("Job")) == 1
+        place.finish(process, {})
+    assert proxy.troubles["lost"] > 1

@@ -122,3 +122,15 @@ def test_a_tuner_that_was_started_and_cannot_run_is_removed(cluster: Cluster) ->
     with pytest.raises(LaunchError, match="cannot be pulled"):
         starting.result()
     assert cluster.jobs() == []
+
+
+def test_a_tuner_is_started_once_by_an_overloaded_server(cluster: Cluster) -> None:
+    starting = cluster.starting()
+    cluster.fake.refuse(3, 429)
+    cluster.fake.refuse(2, 503, verb="create")
+    cluster.fake.finish_job("found")
+    eventually(lambda: len(cluster.fake.objects.list(JOB, "team")) == 2, "another Job")
+    with cluster.store.lease({"purpose": "tune"}):
+        cluster.store.save_derived("status.json", "{}")
+        starting.result()
+    assert len(cluster.fake.objects.list(JOB, "team")) == 2
