@@ -1,21 +1,26 @@
 """What each step of a pipeline does, from texts and paths to texts and files; the components only call these.
 
-Structured values travel as JSON text. Nothing here knows kfp.
+Structured values travel as JSON text. Nothing here knows kfp. A step that fails says why in its last words; one whose
+store or cluster does not answer for a while goes on when it does.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 from hpo_core import __version__, images, report, tuner
-from hpo_core.errors import BuildError, LaunchError, Problem, SpecError
+from hpo_core.errors import BuildError, HpoError, LaunchError, Problem, SpecError
 from hpo_core.experiment import Experiment
 from hpo_core.lint import lint
+from hpo_core.loop import Patience, SystemClock
 from hpo_core.publish import REPORT, SUMMARY
 from hpo_core.report.rows import best_row
 from hpo_core.space import Value
@@ -24,13 +29,29 @@ from hpo_core.store import ExperimentStore
 from hpo_core.trial import TrialCondition
 from hpo_core.tuner import Handle, Interruption, Place
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def patient(action: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a function that may be called as often as one likes be called again while it fails transiently."""
+
+    @functools.wraps(action)
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return Patience(SystemClock())(action, *args, **kwargs)
+
+    return called
+
 
 def require(version: str) -> None:
     """Refuse to run in an image of another version than the component was made for.
 
+    From here on this process tells an error of ours by its message alone: the way to it says nothing to a user.
+
     Raises:
         SpecError: The versions differ.
     """
+    sys.excepthook = _tell
     if version != __version__:
         message = f"the component is of version {version}, its image has {__version__}: use the image tagged {version}"
         raise SpecError([Problem("base_image", message)])
@@ -61,6 +82,7 @@ def build(context: str, *, image: str = "", name: str = "", store: str = "") -> 
     return built.reference
 
 
+@patient
 def launch(experiment_yaml: str, *, image: str = "", namespace: str = "", run_id: str = "", store: str = "") -> str:
     """Start the tuner in the background; returns the handle as JSON.
 
@@ -112,6 +134,7 @@ class Best:
     metric: str
 
 
+@patient
 def extract(handle: str, verdict: str) -> Best:
     """Return the best assignment of an experiment that is over.
 
@@ -140,10 +163,10 @@ def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, 
         LaunchError: The training failed; the message has its last lines.
     """
     store, place = _store(handle)
-    values = _typed(store.load(), best_parameters)
+    values = _typed(patient(store.load)(), best_parameters)
     Path(model_path).mkdir(parents=True, exist_ok=True)
     with Interruption(watch_stdout=True, watch_parent=True) as interruption:
-        tuner.await_lease(store, lambda: interruption.requested)
+        patient(tuner.await_lease)(store, lambda: interruption.requested)
         done = tuner.retrain(
             store,
             place,
@@ -163,6 +186,7 @@ def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, 
     return done.metrics
 
 
+@patient
 def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", store: str = "") -> str:
     """Suspend the experiment that a run launched, if it still runs, and remove what is left of it in the cluster; for
     the end of a pipeline, whatever came before. Records and models stay.
@@ -197,10 +221,18 @@ def _place(store: str) -> Place:
     return Place.of(_as_given(store), pod=tuner.pod_like_own())
 
 
+@patient
 def _store(handle: str) -> tuple[ExperimentStore, Place]:
     told = Handle.from_json(_as_given(handle))
     place = Place.of(told.store, pod=tuner.pod_like_own())
     return place.store(told.namespace, told.name), place
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, HpoError):
+        print(f"{kind.__name__}: {error}", file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _print_progress(progress: Progress) -> None:

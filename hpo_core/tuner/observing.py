@@ -74,7 +74,8 @@ def wait(
                 words = last_words(place, experiment)
                 raise LaunchError(f"the tuner of {experiment.name!r} died twice; {words}; `hpo run` shows more")
             _log.warning("tuner.restarted experiment=%s", experiment.name)
-            start_tuner(patiently(store.load), launched_place(store, place), goes_on=False)
+            there = patiently(launched_place, store, place)
+            patiently(start_tuner, patiently(store.load), there, goes_on=False)
             restarted = True
         _pause(store.objects.poll_s, should_stop)
     return None
