@@ -19,6 +19,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import statistics
 import subprocess
@@ -131,9 +132,12 @@ class Tuner:
         environment = {name: value for name, value in os.environ.items() if name != "HPO_IMAGE"}
         self.began = time.monotonic()
         with subprocess.Popen(command, cwd=ROOT, env={**environment, "KUBECONFIG": str(kubeconfig)}) as process:
-            while process.poll() is None:
-                self._sample(process.pid)
-                time.sleep(0.1)
+            try:
+                while process.poll() is None:
+                    self._sample(process.pid)
+                    time.sleep(0.1)
+            finally:
+                process.kill()
         self.ended = time.monotonic()
         if process.returncode:
             sys.exit("the tuner failed")
@@ -470,6 +474,7 @@ def main(arguments: list[str]) -> None:
         return
     if not os.environ.get("KUBECONFIG") or not os.environ.get("AWS_ENDPOINT_URL"):
         sys.exit("nothing measured: KUBECONFIG or AWS_ENDPOINT_URL is not set")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was made is removed then too
     which = arguments[:1] or ["real", "scale"]
     trials, parallel, life_s = [*arguments[1:], *("1000", "100", "15")[len(arguments[1:]) :]]
     with tempfile.TemporaryDirectory() as name:

@@ -265,7 +265,13 @@ def fake_node(where: str, life_s: float, address: str) -> Iterator[str]:
     """Run such a node in a process of its own, which ends with this one; gives its name."""
     name = f"hpo-benchmark-{secrets.token_hex(3)}"
     command = [sys.executable, "-m", "tests.benchmarks.fake_node", name, where, str(life_s), address]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # so that what ends us, such as Ctrl-C, leaves it the time to remove its node
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
