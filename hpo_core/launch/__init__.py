@@ -110,7 +110,7 @@ Event: TypeAlias = Waiting | Started | Output | Exited
 
 
 class Launcher(Protocol):
-    """Runs workloads. One launcher serves one experiment and is used from one thread.
+    """Runs workloads. One launcher serves one experiment and is used from one thread, but for `forget`.
 
     Attributes:
         site: Where its workloads run; a launcher of another site cannot find them again.

@@ -12,6 +12,7 @@ notice, such as submitting a name that was forgotten, is an AssertionError here.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ class ScriptedMachine:
     stops: list[str] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)
     _workloads: dict[str, _Workload] = field(default_factory=dict)
+    _forgetting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def running(self) -> list[str]:
@@ -116,8 +118,9 @@ class ScriptedMachine:
 
     def forget(self, name: str) -> None:
         """For the launcher: remove what is left of a workload that has ended."""
-        assert name not in self.running, f"{name} is forgotten, and still runs"
-        workload = self._workloads.pop(name, None)
+        with self._forgetting:  # several may be forgotten at once
+            assert name not in self.running, f"{name} is forgotten, and still runs"
+            workload = self._workloads.pop(name, None)
         if workload is not None and workload.play.output_dir is not None:
             shutil.rmtree(workload.play.output_dir, ignore_errors=True)
         self.forgotten.add(name)
