@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,9 @@ def start_tuner(experiment: Experiment, place: Place, *, goes_on: bool = True) -
     from hpo_core.tuner.pod_store import tuner_environment
 
     pod = cluster_job.TunerPod(**place.pod, environment=tuner_environment(place.uri))
-    cluster_job.start(place.kube(experiment), experiment, order, store, pod)
+    # Whoever starts it again, as one who waits does, need not know the image by himself.
+    told = replace(place, pod={**place.pod, "image": pod.image})
+    cluster_job.start(place.kube(experiment), experiment, {**order, "place": asdict(told)}, store, pod)
 
 
 def _start_process(experiment: Experiment, place: Place, order: Mapping[str, Any], store: ExperimentStore) -> None:
