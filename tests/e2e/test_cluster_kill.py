@@ -40,7 +40,8 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 3
-AT_ONCE = 8
+AT_ONCE, FEW_AT_ONCE = 8, 5
+"""How many points are tried at the same time; fewer of a selection, as those beyond the last call are tried in vain."""
 PATIENCE_S = 300.0
 KILLER = "killing-tuner"
 """The ConfigMap with the tuner that kills itself."""
@@ -86,7 +87,9 @@ def checked_assignments(kube: Kube, folder: Folder, where: str, number: int) -> 
 
 def each_point(dies_at: Callable[[int], bool]) -> int:
     """Try kill points, several at the same time, until a tuner lives to its end; returns how many did not."""
-    numbers = itertools.count(1, int(os.environ.get("HPO_E2E_KILL_STEP", "12")))
+    step = int(os.environ.get("HPO_E2E_KILL_STEP", "12"))
+    at_once = AT_ONCE if step == 1 else FEW_AT_ONCE
+    numbers = itertools.count(1, step)
     over = threading.Event()
 
     def work() -> int:
@@ -102,8 +105,8 @@ def each_point(dies_at: Callable[[int], bool]) -> int:
                 raise
         raise AssertionError("no end")
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        workers = [pool.submit(work) for _ in range(AT_ONCE)]
+    with ThreadPoolExecutor(at_once) as pool:
+        workers = [pool.submit(work) for _ in range(at_once)]
     return sum(worker.result() for worker in workers)
 
 
