@@ -96,6 +96,10 @@ class Call:
         path = _PATH.match(url.path)
         if method == "CONNECT":
             return cls(float(at), method, "")
+        if path is None and url.path.startswith("/api"):
+            return cls(float(at), "discover", url.path)
+        if "list-type=" in url.query:
+            return cls(float(at), "LIST", "")
         if path is None:
             folder, _, file = url.path.rpartition("/")
             return cls(float(at), f"{method} {folder.rpartition('/')[2]}", file)
