@@ -43,14 +43,14 @@ POD = {
     "terminationGracePeriodSeconds": 1,
 }
 TRAINER = """
-sleep $1
+if [ $HPO_PHASE = retrain ]; then sleep $2; else sleep $1; fi
 echo "model of $0 for $HPO_PHASE" > $HPO_OUTPUT_DIR/model.txt
 if [ $HPO_PHASE = retrain ]; then echo test_loss=0.25; else echo loss=$0; fi
 """
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "pipelines/tune_and_retrain.yaml").read_text())
 
 
-def experiment(seconds: float, **spec: Any) -> str:
+def experiment(seconds: float, retrain_s: float = 0, **spec: Any) -> str:
     """An experiment's YAML whose trials take so long, and print their learning rate as their loss."""
     document = yaml.safe_load(EXPERIMENT)
     document["spec"] |= spec
@@ -59,7 +59,7 @@ def experiment(seconds: float, **spec: Any) -> str:
     pod["containers"][0] |= {
         "image": cluster_image(),
         "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", TRAINER, "${trialParameters.lr}", str(seconds)],
+        "command": ["sh", "-c", TRAINER, "${trialParameters.lr}", str(seconds), str(retrain_s)],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     return str(yaml.safe_dump(document))
@@ -239,6 +239,25 @@ def test_who_terminates_the_wait_step_suspends_the_experiment(profile: Profile) 
 
     eventually(is_suspended, "it is suspended", PATIENCE_S)
     eventually(lambda: profile.left_running() == [], "no trial and no tuner is left", PATIENCE_S)
+
+
+def test_a_retraining_step_that_was_killed_follows_its_training_when_it_is_tried_again(profile: Profile) -> None:
+    text, retrain = experiment(0, 30, maxTrialCount=1, parallelTrialCount=1), component("retrain_final_model")
+    launch = profile.pods.run("launch", component("launch_experiment"), **profile.given(text))
+    assert launch.code == 0, launch.log
+    handle = {"handle": launch.parameters["Output"]}
+    wait = profile.pods.run("wait", component("wait_for_experiment"), **handle)
+    verdict = wait.parameters["Output"]
+    extract = profile.pods.run("extract", component("extract_best_parameters"), **handle, verdict=verdict)
+    given = {**handle, "best_parameters": extract.parameters["best_parameters"]}
+    profile.pods.start("retrain-1", retrain, given)
+    eventually(profile.running_trials, "it trains", PATIENCE_S)
+    profile.kube.delete("v1", "Pod", "retrain-1", namespace=profile.name, grace_s=0)
+    second = profile.pods.run("retrain-2", retrain, **given)
+    assert second.code == 0, second.log
+    assert profile.read(f"{second.artifacts['model']}/model.txt").endswith(" for retrain\n")
+    told = profile.records(handle["handle"]).derived_json("retrain.json")
+    assert (told["count"], told["succeeded"]) == (1, True)
 
 
 def test_an_experiment_without_a_result_has_its_report_and_the_next_step_fails_with_the_reason(
