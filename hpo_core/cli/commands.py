@@ -327,6 +327,9 @@ def _tuner_pod(arguments: argparse.Namespace) -> dict[str, Any]:
         if not isinstance(fields, dict):
             message = "must be a mapping of fields of a pod's spec, such as priorityClassName and resources"
             raise SpecError([Problem(arguments.tuner_pod, message)])
+        if ours := sorted(tuner.OURS_IN_POD & fields.keys()):
+            message = f"{', '.join(ours)} must be left to hpo; --tuner-image and --service-account are options"
+            raise SpecError([Problem(arguments.tuner_pod, message)])
         pod["fields"] = fields
     return pod
 

@@ -9,9 +9,10 @@ from hpo_core.tuner.foreground import await_lease, clear, delete, retrain, run, 
 from hpo_core.tuner.interruption import Interruption
 from hpo_core.tuner.observing import edit, request_stop, stop_trial, wait, wait_for_stop
 from hpo_core.tuner.own_pod import pod_like_own
-from hpo_core.tuner.place import Handle, Place
+from hpo_core.tuner.place import OURS_IN_POD, Handle, Place
 
 __all__ = [
+    "OURS_IN_POD",
     "Handle",
     "Interruption",
     "Place",

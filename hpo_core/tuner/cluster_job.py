@@ -155,7 +155,12 @@ def make_job(experiment: Experiment, name: str, pod: TunerPod) -> dict[str, Any]
         "spec": {
             "backoffLimit": RESTARTS,
             "ttlSecondsAfterFinished": KEPT_S,
-            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": refused}]},
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onExitCodes": refused},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                ]
+            },
             "template": {"metadata": marks, "spec": spec},
         },
     }

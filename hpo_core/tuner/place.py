@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 IMAGE_VARIABLE = "HPO_IMAGE"
 """Names the engine's image, for the pods of tuners and what stands beside trials."""
 
+OURS_IN_POD = frozenset({"containers", "restartPolicy", "serviceAccountName", "volumes"})
+"""Fields of a tuner's pod that are not the user's."""
+
 _log = logging.getLogger(__name__)
 
 

@@ -117,6 +117,15 @@ def test_an_image_that_is_not_on_this_machine_is_refused_before_anything_is_reco
     assert not (tmp_path / ".hpo/default").exists()
 
 
+def test_what_is_ours_in_the_pod_of_a_tuner_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path)
+    (tmp_path / "pod.yaml").write_text("volumes: []\ncontainers: []\npriorityClassName: high\n")
+    refused = folder.hpo("launch", "small.yaml", "--backend", "kubernetes", "--tuner-pod", "pod.yaml")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: pod.yaml: containers, volumes must be left to hpo"), refused.stderr
+    assert not (tmp_path / ".hpo").exists()
+
+
 def test_status_is_the_experiment_with_katibs_status(finished: Folder) -> None:
     status = yaml.safe_load(finished.hpo("status", "small", "-o", "yaml").stdout)
     assert status["kind"] == "Experiment"
