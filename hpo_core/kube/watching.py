@@ -98,6 +98,11 @@ class Reach:
                 after_s = time.monotonic() - self._since
                 _log.warning("cluster.reachable server=%s after_s=%.1f", self._wire.server, after_s)
 
+    def lost_s(self) -> float:
+        """Return since how many seconds some watch cannot go on; 0 while all can."""
+        with self._lock:
+            return time.monotonic() - self._since if self._waiting else 0.0
+
     def forget(self, watch: Watch) -> None:
         """Take note that a watch has ended."""
         with self._lock:

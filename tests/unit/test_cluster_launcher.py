@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hpo_core.errors import TransientError
 from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
 from hpo_core.launch import Exited, Job, Output, Started, Waiting
@@ -151,6 +152,20 @@ def test_trials_that_end_while_the_server_is_out_of_reach_are_told_when_it_is_ba
         assert not any(isinstance(event, Exited) for event in trials.events(0.5))
     events = until_ended(trials, "a", "b")
     assert (only_exit(events, "a").code, output(events, "a")) == (0, b"loss=1\n")
+
+
+def test_a_server_that_stays_out_of_reach_is_not_waited_for_without_end(
+    fake: FakeKubernetes, trials: ClusterLauncher, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials go on, and who submits them again follows them."""
+    monkeypatch.setattr(launcher, "UNREACHABLE_S", 0.3)
+    monkeypatch.setattr(launcher, "LOOK_S", 0.05)
+    trials.submit(trial(experiment, "a"))
+    start(fake, "a")
+    until_started(trials, "a")
+    with fake.unreachable(), pytest.raises(TransientError, match=r"has been out of reach for .* go "):
+        trials.events(30.0)
+    assert [job["metadata"]["name"] for job in fake.objects.list(JOB, "team")] == ["a"]
 
 
 def test_a_workload_that_vanished_unseen_is_lost(

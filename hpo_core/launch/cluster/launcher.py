@@ -36,6 +36,8 @@ LOOK_S = 1.0
 """How often what only time decides is looked at: troubles, deadlines, ends that are not complete."""
 QUOTA_S = 5.0
 """How often the creation of a workload is tried again for which a quota has no room."""
+UNREACHABLE_S = 300.0
+"""How long an API server is waited for while workloads are only followed; `loop` waits as long for other work."""
 WARNED, KEPT_WARNINGS = 1000, 10
 """Of how many objects warnings are remembered, and how many of each."""
 
@@ -120,6 +122,7 @@ class ClusterLauncher:
             wait_s = 0.0 if self._events else max(min(until - time.monotonic(), LOOK_S), 0.0)
             touched = self._take(wait_s)
             if time.monotonic() - self._looked_at >= LOOK_S:
+                self._check_reach()
                 self._look_for_vanished()
                 self._try_refused_again()
                 self._looked_at = time.monotonic()
@@ -309,6 +312,14 @@ class ClusterLauncher:
         self._tell(partial(self._on_log_end, name, stream))
 
     # --- taking that in, in the caller's thread
+
+    def _check_reach(self) -> None:
+        """Give up where nothing can be told of any workload any more; they go on, and can be followed later."""
+        if (lost_s := self._kube.unreachable_s()) > UNREACHABLE_S:
+            raise TransientError(
+                f"the API server at {self._kube.server} has been out of reach for {lost_s:.0f} s; trials there go "
+                "on, and running the experiment again follows them"
+            )
 
     def _take(self, wait_s: float) -> set[str]:
         """Take all that the streams have told, after waiting for the first of it; returns whom it concerns."""
