@@ -207,6 +207,7 @@ def _retrained(store: ExperimentStore) -> report.RetrainSummary | None:
     if not told.keys() >= {"succeeded", "reason", "message", "metrics"}:
         return None
     keys = store.outputs(RETRAIN)
-    folder = "/".join(keys[0].split("/")[:4]) if keys else ""  # namespace, name, models, and whose it is
+    # Behind the store's address: namespace, name, models, and whose it is.
+    folder = "/".join([store.objects.uri, *keys[0].split("/")[:4]]) if keys else ""
     condition = "Succeeded" if told["succeeded"] else told["reason"]
     return report.RetrainSummary(condition, told["metrics"], folder, told["message"])

@@ -169,6 +169,8 @@ def test_retrain_runs_the_template_again_and_keeps_its_own_model(tmp_path: Path)
     assert len(folder.starts()) == 5
     best = json.loads(folder.hpo("best", "small").stdout)
     assert (tmp_path / "model/model.txt").read_text() == f"model of {best['lr']}\n"
+    assert folder.hpo("report", "small", "-o", "report.html").returncode == 0
+    assert f"{tmp_path}/.hpo/default/small/models/retrain" in (tmp_path / "report.html").read_text()
 
 
 def wait_step(folder: Folder) -> subprocess.Popen[bytes]:
