@@ -85,41 +85,59 @@ def retrain(
         _make_folder(model_dir)
     clock = clock or SystemClock()
     patiently = Patience(clock, gave_up=should_stop)
-    told, follows = _begin(experiment, values, store, launcher, patiently)
-    name, label = str(told["name"]), f"{RETRAIN}-{told['count']}"
-    follower = Follower(experiment, every_metric=True)
-    patiently(store.confirm)
-    patiently(launcher.submit, make_job(experiment, values, name, PHASE_RETRAIN, label=label))
-    try:
-        told_exit = _await_exit(name, launcher, follower, should_stop, show)
-    except BaseException:
-        abandon(launcher, [name], clock)
-        raise
-    exited = patiently(settle, store, told_exit)
-    if follows and exited.reason == "Stopped" and not should_stop():
+    while True:
+        told, follows = _begin(experiment, values, store, launcher, patiently)
+        job = make_job(experiment, values, str(told["name"]), PHASE_RETRAIN, label=_label(told))
+        follower = Follower(experiment, every_metric=True)
+        patiently(store.confirm)
+        patiently(launcher.submit, job)
+        try:
+            exited = _await_exit(job.name, launcher, follower, should_stop, show)
+        except BaseException:
+            abandon(launcher, [job.name], clock)
+            raise
+        if not (follows and exited.reason == "Stopped") or should_stop():
+            break
         # Whoever began it had to end it, since his own work failed; that is no result.
         patiently(store.save_derived, RECORD, json.dumps({**told, "running": False}))
-        return retrain(
-            experiment, values, store, launcher, should_stop=should_stop, model_dir=model_dir, show=show, clock=clock
-        )
+    exited = patiently(settle, store, exited)
+    done = _conclude(told, exited, follower, store, patiently)
+    try:
+        if done.succeeded and model_dir is not None:
+            _deliver(exited, _label(told), model_dir, store, patiently)
+    finally:
+        patiently(launcher.forget, job.name)
+    return done
+
+
+def _label(told: Mapping[str, Any]) -> str:
+    """What a retraining's model is filed under."""
+    return f"{RETRAIN}-{told['count']}"
+
+
+def _conclude(
+    told: Mapping[str, Any], exited: Exited, follower: Follower, store: ExperimentStore, patiently: Patience
+) -> Retraining:
+    """Keep what a retraining has printed and left, record its outcome, and remove the models that it replaces."""
     patiently(store.save_printed, RETRAIN, *follower.picture(), final=True)
-    succeeded = is_success(exited)
+    succeeded, kept = is_success(exited), str(told["output"])
     reason, message = ("", exited.message) if succeeded else explain_exit(exited, follower.reader)
     if succeeded and exited.output_dir is not None:
-        message = sentence(message, keep_output(store, label, exited.output_dir, patiently))
+        message = sentence(message, keep_output(store, _label(told), exited.output_dir, patiently))
     if succeeded and (exited.output_dir is not None or exited.has_receipt):
-        told["output"] = label
-    done = Retraining(name, dict(values), succeeded, reason, message, _last_values(follower))
-    patiently(store.save_derived, RECORD, json.dumps({**told, **vars(done), "running": False}))
-    _discard_others(store, str(told["output"]), patiently)
-    try:
-        if succeeded and exited.output_dir is not None and model_dir is not None:
-            _copy(exited.output_dir, model_dir)
-        elif succeeded and exited.has_receipt and model_dir is not None:
-            patiently(store.fetch_output, label, model_dir)
-    finally:
-        patiently(launcher.forget, name)
+        kept = _label(told)
+    done = Retraining(str(told["name"]), told["assignments"], succeeded, reason, message, _last_values(follower))
+    patiently(store.save_derived, RECORD, json.dumps({**told, **vars(done), "output": kept, "running": False}))
+    _discard_others(store, kept, patiently)
     return done
+
+
+def _deliver(exited: Exited, label: str, folder: Path, store: ExperimentStore, patiently: Patience) -> None:
+    """Copy the model to a folder, from wherever it is."""
+    if exited.output_dir is not None:
+        _copy(exited.output_dir, folder)
+    elif exited.has_receipt:
+        patiently(store.fetch_output, label, folder)
 
 
 def _begin(
