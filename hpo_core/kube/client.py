@@ -71,10 +71,6 @@ class Kube:
         """
         return self._wire.now_s()
 
-    def unreachable_s(self) -> float:
-        """Return since how many seconds watches have waited for the server; 0 while they go on, or there are none."""
-        return self._reach.lost_s()
-
     def server_version(self) -> str:
         """Return the server's version, such as `v1.34.0`."""
         return str(self._wire.ask(Request("get", "/version", "the server's version"))["gitVersion"])

@@ -78,7 +78,7 @@ class Reach:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._lock = threading.Lock()
-        self._waiting: set[Watch] = set()
+        self._waiting: dict[Watch, float] = {}
         self._since = 0.0
 
     def lost(self, watch: Watch, error: TransientError) -> None:
@@ -87,26 +87,26 @@ class Reach:
             if not self._waiting:
                 self._since = time.monotonic()
                 _log.warning("cluster.unreachable server=%s reason=%s", self._wire.server, error)
-            self._waiting.add(watch)
+            self._waiting.setdefault(watch, time.monotonic())
 
     def back(self, watch: Watch) -> None:
         """Take note that a watch goes on."""
         with self._lock:
-            waited = watch in self._waiting
-            self._waiting.discard(watch)
+            waited = self._waiting.pop(watch, None) is not None
             if waited and not self._waiting:
                 after_s = time.monotonic() - self._since
                 _log.warning("cluster.reachable server=%s after_s=%.1f", self._wire.server, after_s)
 
-    def lost_s(self) -> float:
-        """Return since how many seconds some watch cannot go on; 0 while all can."""
+    def lost_s(self, watch: Watch) -> float:
+        """Return since how many seconds a watch cannot go on; 0 while it can."""
         with self._lock:
-            return time.monotonic() - self._since if self._waiting else 0.0
+            since = self._waiting.get(watch)
+        return 0.0 if since is None else time.monotonic() - since
 
     def forget(self, watch: Watch) -> None:
         """Take note that a watch has ended."""
         with self._lock:
-            self._waiting.discard(watch)
+            self._waiting.pop(watch, None)
 
 
 class Watch:
@@ -145,6 +145,10 @@ class Watch:
         """End it at once, or in a few seconds where it is just connecting. Idempotent."""
         self._stopped.set()
         self._interruption.ask()
+
+    def lost_s(self) -> float:
+        """Return since how many seconds it waits for the server; 0 while it goes on. From any thread."""
+        return self._reach.lost_s(self)
 
     def _once(self) -> Iterator[Listed | Changed]:
         """List, where that is needed, and watch until the connection ends."""

@@ -85,13 +85,14 @@ def keep_output(store: ExperimentStore, label: str, folder: Path, patiently: Pat
 
 def abandon(launcher: Launcher, names: Iterable[str], clock: Clock) -> None:
     """End workloads after our own work failed, and wait for that, but not for ever; raises no HpoError."""
-    running = set(names)
+    running, until = set(names), clock.monotonic() + ABANDON_S
     for name in sorted(running):
+        if clock.monotonic() >= until:
+            break  # whoever follows it next ends it
         try:
             launcher.stop(name)
         except HpoError as error:
             _log.warning("workload.left_running name=%s reason=%s", name, error)
-    until = clock.monotonic() + ABANDON_S
     try:
         while running and clock.monotonic() < until:
             running -= {event.name for event in launcher.events(ABANDON_TURN_S) if isinstance(event, Exited)}

@@ -70,7 +70,10 @@ class FakeKubernetes:
     def refuse(
         self, times: int, code: int, *, reason: str = "", message: str = "", verb: str = "", **details: Any
     ) -> None:
-        """Refuse the next requests, or those of them with that verb; `retryAfterSeconds` becomes the header too."""
+        """Refuse the next requests, or those of them with that verb, `list` or `list events`, say.
+
+        The detail `retryAfterSeconds` becomes the header too.
+        """
         refusal = Refusal(code, reason, message or f"refused with {code}", **details)
         with self._lock:
             self._refusals += [(verb, refusal)] * times
@@ -164,7 +167,8 @@ class FakeKubernetes:
         """See `server.Cluster`."""
         with self._lock:
             self.requests.append(f"{call.verb} {call.path}")
-            number = next((n for n, (verb, _) in enumerate(self._refusals) if verb in ("", call.verb)), None)
+            asked = ("", call.verb, f"{call.verb} {call.kind.plural if call.kind else ''}")
+            number = next((n for n, (verb, _) in enumerate(self._refusals) if verb in asked), None)
             refusal = None if number is None else self._refusals.pop(number)[1]
         if refusal is not None:
             raise refusal

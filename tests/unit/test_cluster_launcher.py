@@ -157,15 +157,46 @@ def test_trials_that_end_while_the_server_is_out_of_reach_are_told_when_it_is_ba
 def test_a_server_that_stays_out_of_reach_is_not_waited_for_without_end(
     fake: FakeKubernetes, trials: ClusterLauncher, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trials go on, and who submits them again follows them."""
     monkeypatch.setattr(launcher, "UNREACHABLE_S", 0.3)
     monkeypatch.setattr(launcher, "LOOK_S", 0.05)
     trials.submit(trial(experiment, "a"))
     start(fake, "a")
     until_started(trials, "a")
-    with fake.unreachable(), pytest.raises(TransientError, match=r"has been out of reach for .* go "):
+    with fake.unreachable(), pytest.raises(TransientError, match="has not told what becomes of trials for"):
         trials.events(30.0)
     assert [job["metadata"]["name"] for job in fake.objects.list(JOB, "team")] == ["a"]
+
+
+def test_warnings_that_cannot_be_had_end_nothing(
+    fake: FakeKubernetes, trials: ClusterLauncher, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They help to say why a trial waits, and no more."""
+    monkeypatch.setattr(launcher, "UNREACHABLE_S", 0.3)
+    monkeypatch.setattr(launcher, "LOOK_S", 0.05)
+    fake.refuse(1000, 503, verb="list events")
+    trials.submit(trial(experiment, "a"))
+    pod = start(fake, "a")
+    until_started(trials, "a")
+    assert trials.events(1.0) == []
+    finish(fake, pod)
+    fake.finish_job("a")
+    assert only_exit(until_ended(trials, "a"), "a").code == 0
+
+
+def test_a_workload_that_was_to_end_is_ended_by_whoever_follows_it_next(
+    fake: FakeKubernetes, trials: ClusterLauncher, experiment: Experiment, kube: Kube
+) -> None:
+    """Who had marked it was killed before he deleted it."""
+    trials.submit(trial(experiment, "a"))
+    start(fake, "a")
+    until_started(trials, "a")
+    trials.close()
+    fake.objects.patch(JOB, "team", "a", {"metadata": {"annotations": {followed.STOPPED: "true"}}})
+    with closing(ClusterLauncher(kube, experiment)) as next_trials:
+        next_trials.submit(replace(trial(experiment, "a"), begun=True))
+        next_trials.events(1.0)
+        assert fake.objects.list(JOB, "team") == []
+        assert only_exit(until_ended(next_trials, "a"), "a").reason == "Stopped"
 
 
 def test_a_workload_that_vanished_unseen_is_lost(

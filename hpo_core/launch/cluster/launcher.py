@@ -70,6 +70,7 @@ class ClusterLauncher:
         self._warnings: OrderedDict[str, list[Document]] = OrderedDict()
         self._events: list[Event] = []
         self._watches: list[Watch] = []
+        self._vital: tuple[Watch, ...] = ()  # those without which no end can be told
         self._anchor: Document | None = None
         self._failed: HpoError | None = None
         self._looked_at = 0.0
@@ -174,12 +175,15 @@ class ClusterLauncher:
         except Conflict:
             self._anchor = self._kube.get("v1", "ConfigMap", self._anchor_name, namespace=where)
         ours = f"{LABEL_UID}={self._experiment.uid}"
-        self._watch(self._on_workload, self._api_version, self._kind, selector=ours)
-        self._watch(self._on_pod, "v1", "Pod", selector=ours if is_labelled(self._kind) else pod_label(self._kind))
+        by_pod = ours if is_labelled(self._kind) else pod_label(self._kind)
+        self._vital = (
+            self._watch(self._on_workload, self._api_version, self._kind, selector=ours),
+            self._watch(self._on_pod, "v1", "Pod", selector=by_pod),
+        )
         self._watch(self._on_warning, "v1", "Event", field_selector="type=Warning")
         return self._anchor
 
-    def _watch(self, take: Callable[[Listed | Changed], str | None], version: str, kind: str, **which: str) -> None:
+    def _watch(self, take: Callable[[Listed | Changed], str | None], version: str, kind: str, **which: str) -> Watch:
         watch = self._kube.watch(version, kind, namespace=self._experiment.namespace, **which)
         self._watches.append(watch)
 
@@ -191,6 +195,7 @@ class ClusterLauncher:
                 self._tell(partial(self._fail, error))
 
         threading.Thread(target=follow, name=f"watch-{kind.lower()}", daemon=True).start()
+        return watch
 
     def _create(self, followed: Followed, anchor: Document) -> None:
         """Create a workload, or find it created before."""
@@ -214,6 +219,8 @@ class ClusterLauncher:
         if (found["metadata"].get("labels") or {}).get(LABEL_UID) != self._experiment.uid:
             raise LaunchError(f"there is another {self._kind} {name}, which is not this experiment's; remove it")
         followed.document, followed.is_adopted = found, True
+        if (found["metadata"].get("annotations") or {}).get(STOPPED):
+            followed.is_stopping = followed.wants_deletion = True  # whoever marked it came to no more
         for pod in self._kube.list("v1", "Pod", namespace=where, selector=f"{pod_label(self._kind)}={name}"):
             followed.tell_pod(pod, is_streamed=False)
         self._looked_at = 0.0
@@ -314,11 +321,16 @@ class ClusterLauncher:
     # --- taking that in, in the caller's thread
 
     def _check_reach(self) -> None:
-        """Give up where nothing can be told of any workload any more; they go on, and can be followed later."""
-        if (lost_s := self._kube.unreachable_s()) > UNREACHABLE_S:
+        """Give up where nothing can be told of any workload any more.
+
+        Raises:
+            TransientError: Waiting has been in vain for so long.
+        """
+        lost_s = max((watch.lost_s() for watch in self._vital), default=0.0)
+        if lost_s > UNREACHABLE_S:
             raise TransientError(
-                f"the API server at {self._kube.server} has been out of reach for {lost_s:.0f} s; trials there go "
-                "on, and running the experiment again follows them"
+                f"the API server at {self._kube.server} has not told what becomes of trials for {lost_s:.0f} s; run "
+                "the experiment again when it is within reach, and it goes on"
             )
 
     def _take(self, wait_s: float) -> set[str]:
