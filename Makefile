@@ -43,10 +43,10 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 e2e: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m e2e tests -rs
+	$(BIN)/python -m pytest -m e2e tests -rs --durations=12 --durations-min=10
 
 e2e-full: $(VENV)/dev.stamp
-	HPO_E2E_FULL=1 HPO_E2E_KILL_STEP=1 $(BIN)/python -m pytest -m e2e tests -rs
+	HPO_E2E_FULL=1 HPO_E2E_KILL_STEP=1 $(BIN)/python -m pytest -m e2e tests -rs --durations=12 --durations-min=10
 
 BUILD = $(BUILDER) build $(if $(BASE),--build-arg BASE=$(BASE)) $(BUILD_FLAGS)
 CAN_BUILD = test -n "$(BUILDER)" || { echo "an image is built by docker, podman or buildah, and none is here"; exit 1; }

@@ -1,7 +1,8 @@
 """A cluster that fails under a run: its API server, its kubelet, its object store, the tuner's own pod; it completes.
 
 HPO_E2E_FAULT is a command that takes `pause`, `resume`, `kill` or `start` and a component: apiserver, kubelet, minio.
-HPO_E2E_HPO_IMAGE names the engine's image, for tuners in pods.
+HPO_E2E_HPO_IMAGE names the engine's image, for tuners in pods. With HPO_E2E_FULL a tuner of this machine is tried as
+well, and what hangs does so for a minute; else for longer than a lease lasts.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from hpo_core.objects.lease import LEASE_S
 from tests.e2e.cluster_runs import Place, cluster_run
 from tests.scenarios.folders import eventually
 
 pytestmark = pytest.mark.e2e
 
-OUTAGE_S = 60
+FULL = bool(os.environ.get("HPO_E2E_FULL"))
+OUTAGE_S = 60 if FULL else LEASE_S + 5
 Do = Callable[[str, str], None]
-both = pytest.mark.parametrize("tuner", ["here", "in a pod"])
+both = pytest.mark.parametrize("tuner", ["here", "in a pod"] if FULL else ["in a pod"])
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def start(place: Place, tuner: str) -> subprocess.Popen[str]:
 
 @both
 @pytest.mark.parametrize("component", ["apiserver", "minio"])
-def test_a_component_that_hangs_for_a_minute_costs_time_only(do: Do, place: Place, component: str, tuner: str) -> None:
+def test_a_component_that_hangs_costs_time_only(do: Do, place: Place, component: str, tuner: str) -> None:
     process = start(place, tuner)
     before = place.await_over(2)
     do("pause", component)
