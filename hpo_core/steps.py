@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from hpo_core import __version__, images, report, tuner
 from hpo_core.errors import BuildError, HpoError, LaunchError, Problem, SpecError
+from hpo_core.exit_codes import INTERRUPTED
 from hpo_core.experiment import Experiment
 from hpo_core.lint import lint
 from hpo_core.loop import Patience, SystemClock
@@ -117,7 +118,7 @@ def wait(handle: str, report_path: str, summary_path: str) -> str:
 
         waited = tuner.wait(store, place, show=_print_progress, should_stop=should_stop)
     if waited is None:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     _write(report_path, store.derived(REPORT) or "")
     _write(summary_path, store.derived(SUMMARY) or "")
     return json.dumps(
@@ -176,7 +177,7 @@ def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, 
             show=lambda line: print(line, flush=True),
         )
         if interruption.requested:
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
     if not done.succeeded:
         raise LaunchError(f"the retraining {done.name} failed: {done.reason}: {done.message}")
     if not any(Path(model_path).iterdir()):

@@ -1,7 +1,6 @@
 """The command `hpo`: argv, environment, signals, logging set-up, exit codes, and every word that is printed.
 
-`arguments` holds the options, `commands` what each command does, `exit_codes` what they exit with; here errors become
-messages and exit codes.
+`arguments` holds the options, `commands` what each command does; here errors become messages and exit codes.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hpo_core.cli.exit_codes import BUG, INTERRUPTED, OUT_OF_REACH, REFUSED, code_of
 from hpo_core.errors import HpoError, SpecError
+from hpo_core.exit_codes import BUG, INTERRUPTED, OUT_OF_REACH, REFUSED, code_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

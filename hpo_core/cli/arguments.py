@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from hpo_core import __version__
-from hpo_core.cli import commands, exit_codes
+from hpo_core import __version__, exit_codes
+from hpo_core.cli import commands
 from hpo_core.lint import BACKENDS
 from hpo_core.objects import LOCAL_STORE
 

@@ -15,8 +15,8 @@ from hpo_core import lint as linting
 from hpo_core import manifest, search, tuner
 from hpo_core import report as reporting
 from hpo_core.cli import show
-from hpo_core.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT, REFUSED
 from hpo_core.errors import NotFound, Problem, SpecError
+from hpo_core.exit_codes import DONE, INTERRUPTED, NO_RESULT, REFUSED
 from hpo_core.experiment import Draft, Experiment, dump_yaml, parse_yaml
 from hpo_core.experiment.document import near_miss
 from hpo_core.experiment.model import BUDGET_FIELDS

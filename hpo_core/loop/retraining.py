@@ -6,14 +6,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpo_core.errors import Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment
 from hpo_core.launch import Exited, Launcher, Output
-from hpo_core.launch.outputs import find
+from hpo_core.launch.outputs import find, not_kept
 from hpo_core.loop.clock import Clock, SystemClock
 from hpo_core.loop.patience import Patience
 from hpo_core.loop.run import TURN_S
@@ -120,16 +120,35 @@ def _conclude(
 ) -> Retraining:
     """Keep what a retraining has printed and left, record its outcome, and remove the models that it replaces."""
     patiently(store.save_printed, RETRAIN, *follower.picture(), final=True)
-    succeeded, kept = is_success(exited), str(told["output"])
+    exited, is_new = _file_output(exited, _label(told), store, patiently)
+    succeeded, kept = is_success(exited), _label(told) if is_new else str(told["output"])
     reason, message = ("", exited.message) if succeeded else explain_exit(exited, follower.reader)
-    if succeeded and exited.output_dir is not None:
-        message = sentence(message, keep_output(store, _label(told), exited.output_dir, patiently))
-    if succeeded and (exited.output_dir is not None or exited.has_receipt):
-        kept = _label(told)
+    if succeeded and not is_new and patiently(store.outputs, kept):
+        message = sentence(message, "it left no model, so that of an earlier retraining stays")
     done = Retraining(str(told["name"]), told["assignments"], succeeded, reason, message, _last_values(follower))
     patiently(store.save_derived, RECORD, json.dumps({**told, **vars(done), "output": kept, "running": False}))
     _discard_others(store, kept, patiently)
     return done
+
+
+def _file_output(exited: Exited, label: str, store: ExperimentStore, patiently: Patience) -> tuple[Exited, bool]:
+    """Keep what a retraining has left, unless that was done from where it ran.
+
+    Returns:
+        The end as it counts, and whether a model is kept that replaces the one before. One that left something of which
+        nothing is kept has not ended well, wherever it ran; one that left nothing replaces nothing.
+    """
+    if not is_success(exited):
+        return exited, False
+    if exited.output_dir is not None:
+        note = keep_output(store, label, exited.output_dir, patiently)
+        exited = replace(exited, message=sentence(exited.message, note))
+    else:
+        note = not_kept(patiently(store.derived_json, f"uploads/{exited.name}.json").get("leftOut") or ())
+    is_new = bool(patiently(store.outputs, label))
+    if note and not is_new:
+        return replace(exited, reason="OutputNotKept", message=exited.message or note), False
+    return exited, is_new
 
 
 def _deliver(exited: Exited, label: str, folder: Path, store: ExperimentStore, patiently: Patience) -> None:

@@ -26,6 +26,7 @@ def default_store(environment: Mapping[str, str] = os.environ) -> str:
 
     Raises:
         StoreError: Kubeflow Pipelines is there, and does not tell its bucket.
+        TransientError: The cluster cannot be asked now; a folder here may not be what is meant.
     """
     if told := environment.get("HPO_STORE", "").strip():
         return told
@@ -46,6 +47,7 @@ def open_objects(uri: str, environment: Mapping[str, str] = os.environ) -> Recor
 
     Raises:
         StoreError: The address is of a kind that is not known, or the server's address or credentials are missing.
+        TransientError: The cluster cannot be asked for them now.
     """
     folder = folder_of(uri)
     if folder is not None:

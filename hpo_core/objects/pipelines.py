@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpo_core.errors import LaunchError, NotFound, SpecError, StoreError, TransientError
+from hpo_core.errors import HpoError, LaunchError, NotFound, SpecError, StoreError, TransientError
 
 ENDPOINT, REGION = "HPO_PIPELINES_ENDPOINT", "HPO_PIPELINES_REGION"
 SECRET = "HPO_PIPELINES_SECRET"
@@ -65,14 +65,17 @@ def find_root() -> str:
     """Return where this pod's namespace may keep records, beside the artifacts of pipelines; "" without Pipelines.
 
     Raises:
-        StoreError: There is Kubeflow Pipelines, and it cannot be found out where.
+        StoreError: There is Kubeflow Pipelines, or what may be it, and it cannot be found out where.
+        TransientError: The same, and it is likely to pass.
     """
     try:
         root = str(PodNamespace().launcher().get("defaultPipelineRoot") or "")
+    except TransientError as error:
+        raise TransientError(_nowhere(error), error.retry_after_s) from error
     except StoreError as error:
-        if not find_service():
+        if isinstance(error, _NoCluster | _Forbidden) and not find_service():
             return ""
-        raise StoreError(f"nothing says where records are to be kept: {error}; or give --store or HPO_STORE") from error
+        raise StoreError(_nowhere(error)) from error
     root = (root or (_ROOT if find_service() else "")).partition("?")[0].strip("/")
     scheme, _, path = root.partition("://")
     if scheme not in ("minio", "s3"):
@@ -83,18 +86,25 @@ def find_root() -> str:
     return f"{scheme}://{'/'.join([bucket, *filter(None, folders), _FOLDER])}"
 
 
+def _nowhere(error: HpoError) -> str:
+    return f"nothing says where records are to be kept: {error}; or give --store or HPO_STORE"
+
+
 class PodNamespace:
-    """The namespace of this pod, as its service account sees it.
+    """The namespace of this pod, as its service account sees it. What asks the cluster asks it once.
 
     Raises:
         StoreError: The cluster cannot be asked.
+        TransientError: It cannot be asked now.
     """
 
     def __init__(self) -> None:
         from hpo_core.kube import Kube  # imported here: its client is dear
 
-        with _asking():
+        try:
             self._kube = Kube.connect()
+        except LaunchError as error:
+            raise _NoCluster(_unasked(error)) from error
         self.name = self._kube.namespace
 
     def own_variables(self) -> dict[str, str]:
@@ -167,6 +177,10 @@ class PodNamespace:
             return self._kube.get("v1", kind, name).get("data") or {}
 
 
+class _NoCluster(StoreError):
+    """This pod is given no way to its cluster."""
+
+
 class _Forbidden(StoreError):
     def __init__(self, message: str, user: str) -> None:
         super().__init__(message)
@@ -175,15 +189,21 @@ class _Forbidden(StoreError):
 
 @contextlib.contextmanager
 def _asking() -> Iterator[None]:
-    """Translate what the cluster's client raises; NotFound stays what it is."""
+    """Translate what the cluster's client raises; NotFound stays what it is, and what passes is to be tried again."""
     from hpo_core.kube import Forbidden
 
     try:
         yield
     except Forbidden as error:
         raise _Forbidden(str(error), error.user) from error
-    except (LaunchError, TransientError) as error:
-        raise StoreError(f"the cluster cannot be asked for the object store: {error}") from error
+    except TransientError as error:
+        raise TransientError(_unasked(error), error.retry_after_s) from error
+    except LaunchError as error:
+        raise StoreError(_unasked(error)) from error
+
+
+def _unasked(error: HpoError) -> str:
+    return f"the cluster cannot be asked for the object store: {error}"
 
 
 def _provider(providers: Mapping[str, Any], address: str) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class S3Settings:
 
         Raises:
             StoreError: The address makes no sense, or there are no credentials.
+            TransientError: The cluster cannot be asked now.
         """
         # A Secret made from a file often ends in a line break.
         told = _told_or_asked({name: value.strip() for name, value in environment.items() if value.strip()}, address)

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 
-from hpo_core.errors import StoreError
+from hpo_core.errors import StoreError, TransientError
 from hpo_core.objects import ObjectStore, open_objects
 from hpo_core.sidecar.following import Tail
 from hpo_core.sidecar.order import Order
@@ -45,7 +45,7 @@ def _open(order: Order) -> ObjectStore | Receipt:
     """The store; a receipt with an error when it cannot even be opened."""
     try:
         return open_objects(order.store)
-    except StoreError as error:
+    except (StoreError, TransientError) as error:
         return Receipt(order.attempt, order.label, error=str(error))
 
 

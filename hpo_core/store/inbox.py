@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -19,6 +20,10 @@ STOP_TRIAL = "stop-trial"
 """End one trial as Killed."""
 EDIT = "edit"
 """Change the budget."""
+
+REFUSED_S = 300.0
+"""How long a refusal waits for whoever asked; who has given up or died never fetches his."""
+_REFUSED = "refused/"
 
 _log = logging.getLogger(__name__)
 
@@ -102,8 +107,15 @@ class Inbox:
         self._objects.delete(self._refusal_key(request))
         raise SpecError([Problem(path, message) for path, message in json.loads(told)])
 
+    def drop_refusals(self) -> None:
+        """Remove the refusals that nobody fetches any more; for the writer."""
+        for key in self._objects.list(f"{self._prefix}{_REFUSED}"):
+            with contextlib.suppress(NotFound):
+                if self._objects.get(key).age_s > REFUSED_S:
+                    self._objects.delete(key)
+
     def _refusal_key(self, request: Request) -> str:
-        return f"{self._prefix}refused/{request.key.removeprefix(self._prefix)}"
+        return f"{self._prefix}{_REFUSED}{request.key.removeprefix(self._prefix)}"
 
     def is_pending(self, request: Request) -> bool:
         """Tell whether the writer has not dealt with a request that was sent."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_core.errors import Conflict, HpoError, LaunchError, NotFound, Problem, SpecError, StoreError
+from hpo_core.exit_codes import REFUSED
 from hpo_core.experiment import Experiment, dump_yaml
 from hpo_core.lint import LOCAL, lint
 from hpo_core.loop import Patience, SystemClock
@@ -31,8 +32,6 @@ READY_S = 60.0
 """How long a new tuner may take to say that it holds the lease."""
 
 LAST_WORD = Path("/dev/termination-log")
-REFUSED = 2
-"""Exit code of a tuner in a pod that would be refused again, however often its Job tried."""
 
 _log = logging.getLogger(__name__)
 
@@ -213,6 +212,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _tune_in_pod(order_file: Path) -> int:
     """Run an order in a pod of the tuner's Job; returns the exit code by which the Job knows whether to try again.
+
+    It is REFUSED for one that would be refused again, however often the Job tried.
 
     A pod is asked to end when it is deleted or its node drained, which nobody means for the experiment: the next pod
     goes on with it.

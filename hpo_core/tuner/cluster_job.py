@@ -16,6 +16,7 @@ from typing import Any
 
 from hpo_core import __version__
 from hpo_core.errors import Conflict, LaunchError, Problem, SpecError
+from hpo_core.exit_codes import REFUSED
 from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
 from hpo_core.launch.cluster.diagnosis import event_trouble, pod_trouble
@@ -25,7 +26,6 @@ from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT
 from hpo_core.loop import Patience, SystemClock
 from hpo_core.status import RUNNING, Tally, judge
 from hpo_core.store import ExperimentStore
-from hpo_core.tuner.background import REFUSED
 from hpo_core.tuner.place import IMAGE_VARIABLE
 
 LABEL_TUNER = "kfp-hpo/tuner"

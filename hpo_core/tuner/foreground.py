@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import time
@@ -25,6 +26,8 @@ from hpo_core.tuner.place import Place, launched_place
 
 START_S = 15.0
 """How long a cluster is waited for that does not answer, or not rightly, when nothing has been started yet."""
+
+_log = logging.getLogger(__name__)
 
 
 def run_experiment(
@@ -66,6 +69,7 @@ def run_experiment(
     else:
         check_permissions(there, experiment, gave_up=should_stop)
     with store.lease(describe_owner(TUNING, there.site), goes_on=goes_on), Publisher(store, clock) as publisher:
+        store.inbox.drop_refusals()
         accepted = store.accept(experiment, now=clock.now())
         _tell_launch(store, there, experiment, accepted)
         with contextlib.closing(there.launcher(accepted, parallel=accepted.parallel_trial_count)) as launcher:
@@ -151,11 +155,15 @@ def retrain(
 ) -> loop.Retraining:
     """Train the final model of an experiment in this process; see `loop.retrain`.
 
+    A store or a cluster that does not answer is waited for; a report that cannot be written is only told.
+
     Raises:
         Conflict: The experiment is being run or retrained by another process.
     """
-    experiment = store.load()
-    launcher = launched_place(store, place).launcher(experiment, parallel=1)
+    patiently = loop.Patience(loop.SystemClock(), gave_up=should_stop)
+    experiment = patiently(store.load)
+    there = patiently(launched_place, store, place)
+    launcher = patiently(there.launcher, experiment, parallel=1)
     requests_at = 0.0
 
     def stop_asked() -> bool:
@@ -170,12 +178,21 @@ def retrain(
         except TransientError:
             return False  # asked again in a second
 
-    with contextlib.closing(launcher), store.lease(describe_owner(RETRAINING, launcher.site)):
+    with contextlib.closing(launcher), contextlib.ExitStack() as leased:
+        patiently(lambda: leased.enter_context(store.lease(describe_owner(RETRAINING, launcher.site))))
         done = loop.retrain(experiment, values, store, launcher, should_stop=stop_asked, model_dir=model_dir, show=show)
-        seen = read_status(store)
-        if seen is not None:
-            publish_report(store, experiment, seen.verdict)
+        _report_again(store, experiment, patiently)
     return done
+
+
+def _report_again(store: ExperimentStore, experiment: Experiment, patiently: loop.Patience) -> None:
+    """Write the report anew after a retraining, whose outcome is recorded; that this fails is told, and no more."""
+    try:
+        seen = patiently(read_status, store)
+        if seen is not None:
+            patiently(publish_report, store, experiment, seen.verdict)
+    except Exception as error:  # noqa: BLE001  what is derived must not have hours of training done again
+        _log.warning("publish.failed experiment=%s reason=%s", experiment.name, error)
 
 
 def await_lease(store: ExperimentStore, should_stop: Callable[[], bool]) -> None:
@@ -221,12 +238,14 @@ def clear(experiment: Experiment, place: Place) -> None:
         place: Where its records are.
 
     Raises:
+        SpecError: The store is a folder of this machine: no tuner in a cluster has its records or its lease there.
         Conflict: It is being run or retrained.
     """
     store = place.store(experiment.namespace, experiment.name)
     there = launched_place(store, place)
     if there.backend != KUBERNETES:
         return
+    check_store(there)
     with store.lease(describe_owner(DELETING, there.site)):
         remove_tuner(experiment, there)
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 
 
 class Interruption:
     """Whether this process has been asked to end: by SIGINT, SIGTERM, SIGHUP, a closed stdout or a vanished parent.
 
-    A context manager; inside, the signals only set `requested`.
+    A context manager; inside, the signals only set `requested`, which any thread may ask for.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -19,6 +20,7 @@ class Interruption:
         self._flag = False
         self._parent = os.getppid() if watch_parent else 0
         self._stdout = select.poll() if watch_stdout else None
+        self._polling = threading.Lock()
         if self._stdout is not None:
             self._stdout.register(1, 0)
 
@@ -38,6 +40,9 @@ class Interruption:
         """Whether the end was asked for; stays true."""
         if self._parent and os.getppid() != self._parent:
             self._flag = True
-        if self._stdout is not None and any(mask & select.POLLERR for _, mask in self._stdout.poll(0)):
-            self._flag = True
+        if self._stdout is not None:
+            with self._polling:  # it refuses to be asked by two at once
+                told = self._stdout.poll(0)
+            if any(mask & select.POLLERR for _, mask in told):
+                self._flag = True  # and never False, which might undo what a signal sets at this instant
         return self._flag

@@ -162,6 +162,8 @@ def _is_tuned(store: ExperimentStore) -> bool:
 def _ask(store: ExperimentStore, request: Request) -> bool:
     """Send a request and wait until the tuner has dealt with it; False, and nothing is asked, when it went before.
 
+    The answer may come in the very instant in which it is no longer waited for, and is looked for then, too.
+
     Raises:
         SpecError: The tuner has refused it.
         LaunchError: It has not dealt with it in time.
@@ -171,9 +173,11 @@ def _ask(store: ExperimentStore, request: Request) -> bool:
     while store.inbox.is_pending(sent):
         if not store.is_held():
             store.inbox.consume(sent)
+            store.inbox.check_fulfilled(sent)
             return False
         if time.monotonic() >= until:
             store.inbox.consume(sent)
+            store.inbox.check_fulfilled(sent)
             holder = store.holder()
             who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
             raise LaunchError(f"the tuner of {store.name!r}, {who}, has not answered within {ANSWER_S:g} s; try again")

@@ -73,7 +73,7 @@ class Place:
             pod: How the pod of a tuner in a cluster is to be.
 
         Raises:
-            StoreError: The usual store is meant and cannot be found out.
+            StoreError, TransientError: The usual store is meant and cannot be found out.
         """
         store = store or default_store()
         uri = store if "://" in store else str(Path(store).absolute())
@@ -85,6 +85,7 @@ class Place:
 
         Raises:
             StoreError: There is no store of that address, or its credentials are missing.
+            TransientError: The cluster cannot be asked for them now.
         """
         return open_objects(self.uri)
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("errors",),
-    ("space", "gjson"),
+    ("space", "gjson", "exit_codes"),
     ("experiment",),
     ("trial",),
     ("status",),

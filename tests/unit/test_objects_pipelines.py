@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from hpo_core.errors import StoreError
+from hpo_core import steps
+from hpo_core.cli import main
+from hpo_core.errors import StoreError, TransientError
+from hpo_core.exit_codes import OUT_OF_REACH
 from hpo_core.objects import LOCAL_STORE, default_store, open_objects, pipelines
 from hpo_core.objects.pipelines import SecretKeys
 from hpo_core.objects.settings import S3Settings
@@ -212,10 +215,26 @@ def test_a_senseless_endpoint_is_told_by_where_it_stands(fake: FakeKubernetes) -
         settings()
 
 
-def test_a_cluster_that_does_not_answer_is_told(fake: FakeKubernetes) -> None:
-    fake.refuse(9, 503)
-    with pytest.raises(StoreError, match=r"the cluster cannot be asked for the object store: .*503"):
+@pytest.mark.usefixtures("service")
+def test_a_cluster_that_does_not_answer_now_is_asked_again_by_whoever_is_patient(fake: FakeKubernetes) -> None:
+    keep(fake, "Secret", "mlpipeline-minio-artifact", USUAL)
+    fake.refuse(2, 503)
+    with pytest.raises(TransientError, match=r"the cluster cannot be asked for the object store: .*503"):
         settings()
+    assert steps.patient(settings)().access_key == "minio"
+
+
+def test_credentials_that_the_cluster_does_not_take_are_told_at_once(fake: FakeKubernetes) -> None:
+    fake.refuse(2, 401)  # the client reads its credentials again once
+    with pytest.raises(StoreError, match=r"the cluster cannot be asked for the object store: .*401"):
+        settings()
+
+
+def test_a_pod_that_is_given_no_way_to_its_cluster_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match="the cluster cannot be asked for the object store"):
+        settings()
+    assert default_store(IN_POD) == LOCAL_STORE
 
 
 # --- the usual store
@@ -266,8 +285,31 @@ def test_in_a_pod_of_a_cluster_without_pipelines_records_go_to_a_folder(fake: Fa
     assert default_store(IN_POD) == LOCAL_STORE
     fake.deny("get", "configmaps")
     assert default_store(IN_POD) == LOCAL_STORE
+
+
+@pytest.mark.parametrize(
+    ("times", "code", "raised"), [(1, 503, TransientError), (1, 429, TransientError), (2, 401, StoreError)]
+)
+def test_a_folder_is_never_taken_because_the_cluster_has_given_no_answer(
+    fake: FakeKubernetes, times: int, code: int, raised: type[Exception]
+) -> None:
+    """The bucket of Kubeflow Pipelines may be elsewhere than in the cluster, where no name tells of it."""
+    keep(fake, "ConfigMap", "kfp-launcher", {"defaultPipelineRoot": "s3://bucket"})
+    fake.refuse(times, code)
+    with pytest.raises(raised, match=f"nothing says where records are to be kept: .*{code}.*; or give --store or HPO_"):
+        default_store(IN_POD)
+    assert default_store(IN_POD) == "s3://bucket/kfp-hpo"
+
+
+def test_a_command_says_that_the_cluster_does_not_answer_and_that_a_store_can_be_given(
+    fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.delenv("HPO_STORE", raising=False)
     fake.refuse(1, 503)
-    assert default_store(IN_POD) == LOCAL_STORE
+    assert main(["list"]) == OUT_OF_REACH
+    assert "503" in (said := capsys.readouterr().err)
+    assert "give --store or HPO_STORE" in said
 
 
 @pytest.mark.usefixtures("service")

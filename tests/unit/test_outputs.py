@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,36 @@ def test_a_model_is_kept_and_copied_without_what_cannot_be_read_and_that_is_told
     assert kept(here, "retrain") == GOOD
     copied = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path / "copy").as_posix(): path.read_bytes() for path in copied} == GOOD
+
+
+def nothing_but_a_pipe(output: Path) -> None:
+    shutil.rmtree(output)
+    output.mkdir()
+    pipe(output)
+
+
+@pytest.mark.parametrize("spoil", [shutil.rmtree, nothing_but_a_pipe])
+def test_a_retraining_that_leaves_what_cannot_be_kept_has_failed_and_the_model_before_it_stays(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    plays: Iterator[Callable[[Job], Play]] = iter([leaving(tmp_path), leaving(tmp_path, spoil)])
+    here = world(lambda job: next(plays)(job))
+    assert retrain(here).succeeded
+    done = retrain(here, 0.03, model_dir=tmp_path / "copy")
+    assert (done.succeeded, done.reason) == (False, "OutputNotKept")
+    assert "not kept" in done.message
+    assert kept(here, "retrain") == GOOD
+    assert here.store.output_labels() == ["retrain-1"]
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_a_retraining_that_leaves_nothing_says_that_the_model_before_it_stays(tmp_path: Path) -> None:
+    plays: Iterator[Callable[[Job], Play]] = iter([leaving(tmp_path), lambda job: Play(("loss=1",))])
+    here = world(lambda job: next(plays)(job))
+    assert retrain(here).message == ""
+    done = retrain(here, 0.03)
+    assert (done.succeeded, done.message) == (True, "it left no model, so that of an earlier retraining stays")
+    assert kept(here, "retrain") == GOOD
 
 
 def test_a_model_stays_until_the_next_one_is_whole(tmp_path: Path) -> None:

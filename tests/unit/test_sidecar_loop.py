@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.contracts.scripted_launcher import Play, ScriptedLauncher, ScriptedMa
 from tests.experiments import REMOVED, make_experiment, parameter
 
 SUCCEEDED, FAILED = TrialCondition.SUCCEEDED, TrialCondition.FAILED
-WHOLE, NONE, BROKEN = "whole", "none", "broken"
+WHOLE, NONE, BROKEN, ODD, EMPTY = "whole", "none", "broken", "odd", "empty"
 
 
 @dataclass
@@ -66,7 +67,10 @@ class World:
         output = self.folder / (name if kind != BROKEN else "absent")
         if kind != BROKEN:
             output.mkdir()
-            (output / "who").write_text(name)
+            if kind in (WHOLE, NONE):
+                (output / "who").write_text(name)
+            elif kind == ODD:
+                os.mkfifo(output / "odd")
         words = [f"--attempt={name}", "--experiment=kubeflow/small", "--store=x", f"--label={label}"]
         order = Order.of([*words, f"--output={output}"])
         deliver(self.objects, order)
@@ -226,6 +230,22 @@ def test_one_whose_model_is_not_kept_has_failed(tmp_path: Path) -> None:
     done = retrain(here, 0.01)
     assert (done.succeeded, done.reason) == (False, "OutputNotKept")
     assert here.kept() == {}
+
+
+def test_one_of_whose_output_nothing_can_be_kept_has_failed_and_leaves_the_model_before_it(tmp_path: Path) -> None:
+    """As on this machine."""
+    here = World(tmp_path, fails_above_2, receipts={2: ODD})
+    first, second = retrain(here, 0.01), retrain(here, 0.015)
+    assert (second.succeeded, second.reason) == (False, "OutputNotKept")
+    assert second.message.startswith("not kept of its output: odd (no plain file)")
+    assert here.kept() == {"retrain-1": first.name}
+
+
+def test_one_that_leaves_nothing_leaves_the_model_before_it_and_says_so(tmp_path: Path) -> None:
+    here = World(tmp_path, fails_above_2, receipts={2: EMPTY})
+    first, second = retrain(here, 0.01), retrain(here, 0.015)
+    assert (second.succeeded, second.message) == (True, "it left no model, so that of an earlier retraining stays")
+    assert here.kept() == {"retrain-1": first.name}
 
 
 def test_the_folder_that_is_named_gets_a_copy(tmp_path: Path) -> None:

@@ -13,10 +13,19 @@ from typing import Any
 
 import pytest
 
-from hpo_core.errors import Conflict, NotFound, SpecError, StoreError
+from hpo_core.errors import Conflict, NotFound, Problem, SpecError, StoreError
 from hpo_core.experiment import read_draft
 from hpo_core.objects import DirectoryStore, MemoryStore
-from hpo_core.store import RETRAINING, STOP, ExperimentStore, Request, list_experiments, trial_from_json, trial_to_json
+from hpo_core.store import (
+    RETRAINING,
+    STOP,
+    ExperimentStore,
+    Request,
+    inbox,
+    list_experiments,
+    trial_from_json,
+    trial_to_json,
+)
 from hpo_core.trial import (
     SCHEMA_VERSION,
     Attempt,
@@ -459,3 +468,18 @@ def test_a_tuner_that_takes_the_place_of_one_that_died_hears_what_was_asked_of_t
     store.inbox.send(Request(STOP, "a user"))
     with store.lease({"pid": 1}, goes_on=False):
         assert [request.by for request in store.inbox.requests()] == ["a user"]
+
+
+# --- refusals
+
+
+def test_a_refusal_that_nobody_fetches_is_dropped_after_a_while_and_not_before(
+    store: ExperimentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = store.inbox.send(Request(STOP, "who has given up"))
+    store.inbox.refuse(sent, SpecError([Problem("spec", "no")]))
+    store.inbox.drop_refusals()
+    assert len(store.objects.list("kubeflow/small/requests/")) == 1
+    monkeypatch.setattr(inbox, "REFUSED_S", -1.0)
+    store.inbox.drop_refusals()
+    assert store.objects.list("kubeflow/small/requests/") == []

@@ -1,4 +1,4 @@
-"""What `hpo` exits with; the one table of it."""
+"""What `hpo`, the steps of a pipeline and a tuner exit with; the one table of it."""
 
 from __future__ import annotations
 
