@@ -69,8 +69,8 @@ class Wish:
 
 
 LAUNCHING = (
-    *(Wish(verb, "jobs", "batch") for verb in ("create", "get", "list", "deletecollection")),
-    *(Wish(verb, "configmaps") for verb in ("create", "patch", "deletecollection")),
+    *(Wish(verb, "jobs", "batch") for verb in ("create", "get", "list", "delete")),
+    *(Wish(verb, "configmaps") for verb in ("create", "get", "patch", "delete")),
     Wish("list", "pods"),
     Wish("list", "events"),
 )
