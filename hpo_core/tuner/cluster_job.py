@@ -224,9 +224,11 @@ class _Starting:
 
     def create(self, order: Mapping[str, Any], pod: TunerPod) -> None:
         """Make a Job and wait for it; it is removed when that fails, lest it tunes later, or is adopted."""
+        if self._has_begun():
+            return  # by the Job of somebody who looked at the same time
         name = f"{self._experiment.name[:40].rstrip('-')}-tuner-{secrets.token_hex(3)}"
         try:
-            job = self._make(name, order, pod)
+            job = self._submit(name, order, pod)
             outcome = self._follow(job, READY_S, set())
             if outcome is _Outcome.LATE:
                 why = self._why_late()
@@ -238,7 +240,7 @@ class _Starting:
                 self._patiently(_remove_job, self._kube, name, self._experiment.namespace)
             raise
 
-    def _make(self, name: str, order: Mapping[str, Any], pod: TunerPod) -> Document:
+    def _submit(self, name: str, order: Mapping[str, Any], pod: TunerPod) -> Document:
         where = self._experiment.namespace
         told = {
             "apiVersion": "v1",
@@ -261,7 +263,7 @@ class _Starting:
         """
         self._job, self._trouble = job, None
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while time.monotonic() < until or self._strange_since is not None:
             if self._should_stop() or self._has_begun():
                 return _Outcome.BEGUN
             try:
@@ -274,7 +276,7 @@ class _Starting:
             if _is_over(self._job):
                 return _Outcome.OVER
             pause(POLL_S, self._should_stop)
-        return _Outcome.LATE
+        return _Outcome.BEGUN if self._patiently(self._store.is_held) else _Outcome.LATE
 
     def _has_begun(self) -> bool:
         """Tell whether a tuner of this very experiment holds the lease, and its status can be read.
@@ -289,7 +291,7 @@ class _Starting:
         now = time.monotonic()
         self._strange_since = self._strange_since or now
         if now - self._strange_since >= SETTLE_S:
-            raise self._store.refusal()
+            raise self._patiently(self._store.refusal)
         return False
 
     def _bear(self, trouble: Trouble | None) -> None:

@@ -167,6 +167,16 @@ def test_a_job_that_does_not_come_to_tune_in_time_is_replaced(
     assert "found" not in cluster.jobs()
 
 
+def test_a_job_whose_tuner_holds_the_lease_is_not_replaced_though_its_status_is_late(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, ADOPTED_S=0.2)
+    with cluster.tuning():
+        cluster.store.objects.delete(f"team/{cluster.experiment.name}/status.json")
+        cluster.starting().result()
+    assert cluster.jobs() == ["found"]
+
+
 def test_a_job_that_another_launch_has_just_made_gets_its_whole_time(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
