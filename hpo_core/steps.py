@@ -110,13 +110,10 @@ def wait(handle: str, report_path: str, summary_path: str) -> str:
     """
     store, place = _store(handle)
     with Interruption(watch_stdout=True, watch_parent=True) as interruption:
-
-        def should_stop() -> bool:
-            if interruption.requested:
-                tuner.request_stop(store, by="wait_for_experiment")
-            return interruption.requested
-
-        waited = tuner.wait(store, place, show=_print_progress, should_stop=should_stop)
+        waited = tuner.wait(store, place, show=_print_progress, should_stop=lambda: interruption.requested)
+        if waited is None:
+            # As often as there is time for; a tuner that is just being started is asked too.
+            patient(tuner.request_stop)(store, by="wait_for_experiment", ahead=True)
     if waited is None:
         sys.exit(INTERRUPTED)
     _write(report_path, store.derived(REPORT) or "")

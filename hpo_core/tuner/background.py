@@ -12,6 +12,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,8 +25,8 @@ from hpo_core.lint import LOCAL, lint
 from hpo_core.loop import Patience, SystemClock
 from hpo_core.status import ExperimentCondition
 from hpo_core.store import TUNING, ExperimentStore
-from hpo_core.tuner.foreground import await_lease, check_permissions, check_store, run_experiment
-from hpo_core.tuner.interruption import Interruption
+from hpo_core.tuner.foreground import await_lease, check_permissions, check_store, is_record, run_experiment
+from hpo_core.tuner.interruption import ALERT_S, Interruption
 from hpo_core.tuner.place import Handle, Place
 
 READY_S = 60.0
@@ -58,13 +59,16 @@ def launch(experiment: Experiment, place: Place, *, run_id: str = "") -> Handle:
     return Handle(experiment.namespace, experiment.name, place.uri, place.backend, experiment.spec_hash, run_id)
 
 
-def start_tuner(experiment: Experiment, place: Place, *, goes_on: bool = True) -> None:
+def start_tuner(
+    experiment: Experiment, place: Place, *, goes_on: bool = True, should_stop: Callable[[], bool] = lambda: False
+) -> None:
     """Start a tuner, unless one runs this very experiment, and wait for its word.
 
     Args:
         experiment: As loaded.
         place: Where its records are.
         goes_on: Whether somebody means the experiment to go on, whatever was asked before; see `ExperimentStore.lease`.
+        should_stop: Asked several times a second; true ends the waiting, and the tuner that was started goes on.
 
     Raises:
         SpecError, Conflict, LaunchError, StoreError: As `launch`.
@@ -77,14 +81,14 @@ def start_tuner(experiment: Experiment, place: Place, *, goes_on: bool = True) -
         "goesOn": goes_on and place.backend == LOCAL,  # a Job's pods take each other's place
     }
     if place.backend == LOCAL:
-        _start_process(experiment, place, order, store)
+        _start_process(experiment, place, order, store, should_stop)
         return
     check_store(place)
     if store.is_held():
-        if not _runs_the_same(store, experiment):
+        if not runs_the_same(store, experiment):
             raise store.refusal()
         return
-    check_permissions(place, experiment, launching=True)
+    check_permissions(place, experiment, launching=True, gave_up=should_stop)
     if goes_on:
         store.drop_stops()
     # Imported here: the Kubernetes client is dear, and local tuners need none.
@@ -94,10 +98,17 @@ def start_tuner(experiment: Experiment, place: Place, *, goes_on: bool = True) -
     pod = cluster_job.TunerPod(**place.pod, environment=tuner_environment(place.uri))
     # Whoever starts it again, as one who waits does, need not know the image by himself.
     told = replace(place, pod={**place.pod, "image": pod.image})
-    cluster_job.start(place.kube(experiment), experiment, {**order, "place": asdict(told)}, store, pod)
+    order = {**order, "place": asdict(told)}
+    cluster_job.start(place.kube(experiment), experiment, order, store, pod, should_stop=should_stop)
 
 
-def _start_process(experiment: Experiment, place: Place, order: Mapping[str, Any], store: ExperimentStore) -> None:
+def _start_process(
+    experiment: Experiment,
+    place: Place,
+    order: Mapping[str, Any],
+    store: ExperimentStore,
+    should_stop: Callable[[], bool],
+) -> None:
     """Start a tuner process, and wait for its word."""
     log = place.tuner_log(experiment.namespace, experiment.name)
     try:
@@ -114,10 +125,10 @@ def _start_process(experiment: Experiment, place: Place, order: Mapping[str, Any
             )
     except OSError as error:
         raise StoreError(f"cannot start a tuner that logs to {log}: {error.strerror}; mend this") from error
-    answer = _answer_of(process)
-    if "ready" in answer:
+    answer = _answer_of(process, should_stop)
+    if answer is None or "ready" in answer:
         return
-    if answer.get("kind") == "Conflict" and _runs_the_same(store, experiment):
+    if answer.get("kind") == "Conflict" and runs_the_same(store, experiment):
         return
     said = answer.get("error") or last_words(place, experiment)
     if answer.get("kind") == "SpecError":
@@ -127,30 +138,39 @@ def _start_process(experiment: Experiment, place: Place, order: Mapping[str, Any
     raise LaunchError(f"the tuner of {experiment.name!r} did not start: {said}")
 
 
-def _answer_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Wait for a new tuner's one line; empty when it died, or said nothing in time, which ends it."""
+def _answer_of(process: subprocess.Popen[bytes], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+    """Wait for a new tuner's one line; None when told to stop.
+
+    The answer is empty when the tuner died, or said nothing in time, which ends it.
+    """
     assert process.stdout is not None
+    until = time.monotonic() + READY_S
     with process.stdout:
-        ready, _, _ = select.select([process.stdout], [], [], READY_S)
-        if not ready:
-            process.kill()
-            process.wait()
-            return {}
+        while not select.select([process.stdout], [], [], ALERT_S)[0]:
+            if should_stop():
+                return None
+            if time.monotonic() >= until:
+                process.kill()
+                process.wait()
+                return {}
         with contextlib.suppress(ValueError):
             answer = json.loads(process.stdout.readline())
             return answer if isinstance(answer, dict) else {}
     return {}
 
 
-def _runs_the_same(store: ExperimentStore, experiment: Experiment) -> bool:
-    """Tell whether the holder of the lease tunes this very experiment, with these budgets or edited ones."""
+def runs_the_same(store: ExperimentStore, experiment: Experiment) -> bool:
+    """Tell whether the holder of the lease tunes this very experiment, with these budgets or edited ones.
+
+    Somebody who read the experiment from its record means whatever budget it has by now.
+    """
     try:
         running = store.load()
     except NotFound:
         return False
     if store.holder().get("purpose") != TUNING or running.spec_hash != experiment.spec_hash:
         return False
-    return running.budgets == experiment.budgets or store.was_given(experiment)
+    return is_record(experiment, running) or running.budgets == experiment.budgets or store.was_given(experiment)
 
 
 def last_words(place: Place, experiment: Experiment) -> str:

@@ -266,7 +266,7 @@ def remove_tuner(experiment: Experiment, place: Place) -> None:
 
 def _tell_launch(store: ExperimentStore, place: Place, experiment: Experiment, accepted: Experiment) -> None:
     """Record how an experiment is run, and with which budget its document was given last."""
-    given = store.derived_json("launch.json").get("given") if _is_record(experiment, accepted) else None
+    given = store.derived_json("launch.json").get("given") if is_record(experiment, accepted) else None
     told = {
         "directory": place.directory,
         "backend": place.backend,
@@ -276,7 +276,7 @@ def _tell_launch(store: ExperimentStore, place: Place, experiment: Experiment, a
     store.save_derived("launch.json", json.dumps(told))
 
 
-def _is_record(experiment: Experiment, accepted: Experiment) -> bool:
+def is_record(experiment: Experiment, accepted: Experiment) -> bool:
     """Tell whether an experiment was read from its record, and not from a document that a user gave."""
     return bool(experiment.document["metadata"].get("uid") == accepted.uid)
 

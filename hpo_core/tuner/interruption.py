@@ -1,4 +1,4 @@
-"""Whether this process has been asked to end."""
+"""Whether this process has been asked to end, and waiting that heeds it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import os
 import select
 import signal
 import threading
+import time
+from collections.abc import Callable
+
+ALERT_S = 0.02
+"""How often a waiting process looks for its own end: a pipeline's step has less than a second after it was told."""
+
+
+def pause(seconds: float, should_stop: Callable[[], bool]) -> None:
+    """Wait, unless told to stop."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not should_stop():
+        time.sleep(min(ALERT_S, seconds))
 
 
 class Interruption:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from hpo_core.errors import LaunchError
+from hpo_core.errors import LaunchError, TransientError
 from hpo_core.experiment import Experiment
 from hpo_core.launch.command import grace_s
 from hpo_core.loop import Patience, SystemClock
@@ -15,12 +15,11 @@ from hpo_core.status import RUNNING, ExperimentCondition, Progress, Tally, edit_
 from hpo_core.store import EDIT, EDITING, STOP, STOP_TRIAL, TUNING, ExperimentStore, Request
 from hpo_core.tuner.background import last_words, start_tuner
 from hpo_core.tuner.foreground import describe_owner, remove_tuner
+from hpo_core.tuner.interruption import pause
 from hpo_core.tuner.place import Place, launched_place
 
 POLL_S = 0.1
 """How often is looked whether the tuner has dealt with a request."""
-ALERT_S = 0.02
-"""How often a waiting process looks for its own end: a pipeline's step has less than a second after it was told."""
 ATTEND_S = 10.0
 """How often a waiting process says that it waits."""
 ANSWER_S = 30.0
@@ -52,6 +51,17 @@ def wait(
         LaunchError: Its tuner died twice.
         TransientError: The store was out of reach for minutes.
     """
+    try:
+        return _wait(store, place, show, should_stop)
+    except TransientError:
+        if should_stop():
+            return None  # nothing is tried again any more
+        raise
+
+
+def _wait(
+    store: ExperimentStore, place: Place, show: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> Published | None:
     patiently = Patience(SystemClock(), gave_up=should_stop)
     experiment = patiently(store.load)
     restarted = False
@@ -75,18 +85,24 @@ def wait(
                 raise LaunchError(f"the tuner of {experiment.name!r} died twice; {words}; `hpo run` shows more")
             _log.warning("tuner.restarted experiment=%s", experiment.name)
             there = patiently(launched_place, store, place)
-            patiently(start_tuner, patiently(store.load), there, goes_on=False)
+            patiently(start_tuner, patiently(store.load), there, goes_on=False, should_stop=should_stop)
             restarted = True
-        _pause(store.objects.poll_s, should_stop)
+        pause(store.objects.poll_s, should_stop)
     return None
 
 
-def request_stop(store: ExperimentStore, by: str) -> bool:
-    """Ask the tuner to suspend the experiment; False when none is running it."""
-    if not store.is_held():
-        return False
-    store.inbox.send(Request(STOP, by))
-    return True
+def request_stop(store: ExperimentStore, by: str, *, ahead: bool = False) -> bool:
+    """Ask the tuner to suspend the experiment; False when none is running it.
+
+    Args:
+        store: The experiment's records.
+        by: Who asks, for the log.
+        ahead: Whether one that is being started is asked too. Whoever launches the experiment again drops that.
+    """
+    held = store.is_held()
+    if held or ahead:
+        store.inbox.send(Request(STOP, by))
+    return held
 
 
 def wait_for_stop(store: ExperimentStore, place: Place, margin_s: float = 60.0) -> Published | None:
@@ -184,9 +200,3 @@ def _ask(store: ExperimentStore, request: Request) -> bool:
         time.sleep(POLL_S)
     store.inbox.check_fulfilled(sent)
     return True
-
-
-def _pause(seconds: float, should_stop: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not should_stop():
-        time.sleep(min(ALERT_S, seconds))

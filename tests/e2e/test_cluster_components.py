@@ -282,6 +282,6 @@ def test_a_permission_that_is_missing_is_told_by_the_launch_step_with_what_grant
     assert refused.code == 1
     last = refused.log.rstrip().splitlines()[-1]
     account = f"system:serviceaccount:{profile.name}:pipeline-runner"
-    assert f"{account} may not create, get, list, deletecollection jobs.batch in the namespace" in refused.log
+    assert f"{account} may not create, get, list, delete, deletecollection jobs.batch in the namespace" in refused.log
     assert f"kubectl apply -n {profile.name} -k manifests/overlays/kubeflow-profile" in last
     assert profile.ours() == []

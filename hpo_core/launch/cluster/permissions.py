@@ -69,12 +69,12 @@ class Wish:
 
 
 LAUNCHING = (
-    *(Wish(verb, "jobs", "batch") for verb in ("create", "get", "list", "deletecollection")),
-    *(Wish(verb, "configmaps") for verb in ("create", "patch", "deletecollection")),
+    *(Wish(verb, "jobs", "batch") for verb in ("create", "get", "list", "delete", "deletecollection")),
+    *(Wish(verb, "configmaps") for verb in ("create", "get", "patch", "delete", "deletecollection")),
     Wish("list", "pods"),
     Wish("list", "events"),
 )
-"""What starts a tuner as a Job, tells why it does not come up, and removes it."""
+"""What starts a tuner as a Job, tells why it does not come up, and removes it then, or when it has been stopped."""
 HELPFUL = (Wish("delete", "pods"),)
 """What is done without where it is not allowed: a trial that is stopped then ends with its sidecar's grace, later."""
 
