@@ -194,7 +194,7 @@ def _make(path: Path, create: Callable[[], _T]) -> _T:
     for _ in range(TRIES):
         with contextlib.suppress(FileNotFoundError):
             return create()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # the second where it is gone a moment later
             path.parent.mkdir(parents=True, exist_ok=True)
     return create()
 
