@@ -125,6 +125,19 @@ class Profile:
             return answer.data.decode()
 
 
+REACHED = """
+import socket, sys, time
+for _ in range(300):
+    try:
+        sys.exit(socket.create_connection((sys.argv[1], 9000), 5).close())
+    except OSError as error:
+        print(error)
+        time.sleep(0.2)
+sys.exit(1)
+"""
+"""Waits until a service that was just made leads somewhere."""
+
+
 @pytest.fixture
 def profile() -> Iterator[Profile]:
     cluster_image()
@@ -150,6 +163,8 @@ def profile() -> Iterator[Profile]:
         made = Profile(kube, name, image, minio, word)
         for document in of_pipelines(made, server):
             kube.create({**document, "metadata": {"namespace": name, **document["metadata"]}})
+        code, said = made.shell(f"exec python -c '{REACHED}' seaweedfs.{name}")
+        assert code == 0, said
         yield made
         end_experiments(name, made.store)
         for key in made.objects():
