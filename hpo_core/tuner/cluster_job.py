@@ -28,6 +28,7 @@ from hpo_core.launch.cluster.dress import ISTIO, owner_reference
 from hpo_core.launch.cluster.endings import Document, ending
 from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT
 from hpo_core.loop import Patience, SystemClock
+from hpo_core.objects.lease import LEASE_S
 from hpo_core.status import RUNNING, Tally, judge
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner.background import runs_the_same
@@ -53,8 +54,9 @@ READY_S = 180.0
 ADOPTED_S = 45.0
 """The same, of a Job that has been there for longer: its next pod comes within 20 s after few ends, and a cluster that
 has lost a node knows that within a minute of the last sign of life, which a free lease is 20 s after."""
-SETTLE_S = 10.0
-"""How long a holder of the lease may take to record the spec and the budget that it was told."""
+SETTLE_S = LEASE_S + 10.0
+"""How long the lease may be held without a record of what was told: by one who is about to write it, or who was killed
+before that and whose lease runs out."""
 POLL_S = 0.5
 
 _log = logging.getLogger(__name__)
