@@ -186,8 +186,9 @@ def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, 
 
 @patient
 def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", store: str = "") -> str:
-    """Suspend the experiment that a run launched, if it still runs, and remove what is left of it in the cluster; for
-    the end of a pipeline, whatever came before. Records and models stay.
+    """Suspend the experiment that a run launched, if it still runs, and remove what is left of it in the cluster.
+
+    It is for the end of a pipeline, whatever came before. Records and models stay.
 
     Returns:
         What was done, in a sentence.

@@ -28,9 +28,9 @@ from hpo_core.objects.protocol import ABSENT, Blob, ObjectStore
 LEASE_S = 20.0
 """How long a holder elsewhere that no longer renews is waited for."""
 RENEWALS = 3
+"""How often a lease is renewed within its time."""
 HURRY = 20
 """How often within its time a renewal that failed is tried again."""
-"""How often a lease is renewed within its time."""
 
 _ours: set[str] = set()
 """The ids of what this process holds, or is about to: a lease of this process that is none of them was never taken."""

@@ -15,7 +15,7 @@
 
 from hpo_core.store.codec import trial_from_json, trial_to_json
 from hpo_core.store.inbox import EDIT, STOP, STOP_TRIAL, Inbox, Request
-from hpo_core.store.records import DELETING, EDITING, RETRAINING, TUNING, ExperimentStore, list_experiments
+from hpo_core.store.records import DELETING, EDITING, RETRAINING, TUNING, ExperimentStore, is_record, list_experiments
 from hpo_core.store.together import together
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ExperimentStore",
     "Inbox",
     "Request",
+    "is_record",
     "list_experiments",
     "together",
     "trial_from_json",

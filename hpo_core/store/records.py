@@ -16,7 +16,7 @@ from hpo_core.errors import Conflict, NotFound, Problem, SpecError, StoreError
 from hpo_core.experiment import Experiment, read_draft
 from hpo_core.objects import ABSENT, Lock, RecordStore
 from hpo_core.store.codec import difference, experiment_text, trial_from_json, trial_to_json
-from hpo_core.store.inbox import STOP, Inbox
+from hpo_core.store.inbox import STOP, Inbox, Request
 from hpo_core.store.together import together
 from hpo_core.trial import Trial, TrialCondition
 
@@ -29,6 +29,11 @@ _UNKNOWN = "unknown"
 """Tag of a picture that an earlier tuner may have left."""
 
 _log = logging.getLogger(__name__)
+
+
+def is_record(experiment: Experiment, recorded: Experiment) -> bool:
+    """Tell whether an experiment was read from its record, and not from a document that a user gave."""
+    return bool(experiment.document["metadata"].get("uid") == recorded.uid)
 
 
 class ExperimentStore:
@@ -78,16 +83,24 @@ class ExperimentStore:
             return accepted
         if recorded.spec_hash != experiment.spec_hash:
             raise SpecError([Problem("spec", difference(recorded, experiment))])
-        is_record = experiment.document["metadata"].get("uid") == recorded.uid  # of an order that a tuner repeats
-        if is_record or recorded.budgets == experiment.budgets or self.was_given(experiment):
+        if self.keeps_budget(recorded, experiment):
             return recorded
         accepted = experiment.accepted(recorded.uid, recorded.created)
         self.save_experiment(accepted)
         return accepted
 
-    def was_given(self, experiment: Experiment) -> bool:
-        """Tell whether the document had the same budget last time, so that what was edited since is to stay."""
-        return self.derived_json("launch.json").get("given") == list(experiment.budgets)
+    def keeps_budget(self, recorded: Experiment, experiment: Experiment) -> bool:
+        """Tell whether an experiment means the budget that is recorded.
+
+        It does where it was read from the record, whatever was edited since; where it has that budget; and where its
+        document had the one that it has now when it was given last, so that what was edited since is to stay.
+        """
+        given = list(experiment.budgets)
+        return (
+            is_record(experiment, recorded)
+            or list(recorded.budgets) == given
+            or self.derived_json("launch.json").get("given") == given
+        )
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Write an accepted experiment anew, with another budget."""
@@ -289,7 +302,7 @@ class ExperimentStore:
         Raises:
             Conflict: Somebody else is; the message says who.
         """
-        earlier = [request for request in self.inbox.requests() if request.kind == STOP] if goes_on else []
+        earlier = self._stops() if goes_on else []
         lock = self.objects.lock(self._prefix + "lease", owner)
         if lock is None:
             raise self.refusal()
@@ -305,9 +318,11 @@ class ExperimentStore:
 
     def drop_stops(self) -> None:
         """Drop what was asked before somebody meant the experiment to go on."""
-        for request in self.inbox.requests():
-            if request.kind == STOP:
-                self.inbox.consume(request)
+        for request in self._stops():
+            self.inbox.consume(request)
+
+    def _stops(self) -> list[Request]:
+        return [request for request in self.inbox.requests() if request.kind == STOP]
 
     def attend(self) -> None:
         """Say that somebody waits for the experiment; for those who do, not for the writer."""

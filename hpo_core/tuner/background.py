@@ -25,7 +25,7 @@ from hpo_core.lint import LOCAL, lint
 from hpo_core.loop import Patience, SystemClock
 from hpo_core.status import ExperimentCondition
 from hpo_core.store import TUNING, ExperimentStore
-from hpo_core.tuner.foreground import await_lease, check_permissions, check_store, is_record, run_experiment
+from hpo_core.tuner.foreground import await_lease, check_permissions, check_store, run_experiment
 from hpo_core.tuner.interruption import ALERT_S, Interruption
 from hpo_core.tuner.place import Handle, Place
 
@@ -160,17 +160,14 @@ def _answer_of(process: subprocess.Popen[bytes], should_stop: Callable[[], bool]
 
 
 def runs_the_same(store: ExperimentStore, experiment: Experiment) -> bool:
-    """Tell whether the holder of the lease tunes this very experiment, with these budgets or edited ones.
-
-    Somebody who read the experiment from its record means whatever budget it has by now.
-    """
+    """Tell whether the holder of the lease tunes this very experiment, with these budgets or edited ones."""
     try:
         running = store.load()
     except NotFound:
         return False
     if store.holder().get("purpose") != TUNING or running.spec_hash != experiment.spec_hash:
         return False
-    return is_record(experiment, running) or running.budgets == experiment.budgets or store.was_given(experiment)
+    return store.keeps_budget(running, experiment)
 
 
 def last_words(place: Place, experiment: Experiment) -> str:

@@ -21,7 +21,7 @@ from hpo_core.objects.lease import LEASE_S
 from hpo_core.publish import Publisher, publish_report, read_status
 from hpo_core.search import make_search
 from hpo_core.status import Progress
-from hpo_core.store import DELETING, RETRAINING, STOP, TUNING, ExperimentStore
+from hpo_core.store import DELETING, RETRAINING, STOP, TUNING, ExperimentStore, is_record
 from hpo_core.tuner.place import Place, launched_place
 
 START_S = 15.0
@@ -63,11 +63,7 @@ def run_experiment(
     clock = loop.SystemClock()
     store = place.store(experiment.namespace, experiment.name)
     there = launched_place(store, place)
-    check_store(there)
-    if there.backend == LOCAL:
-        images.find_local_image(experiment.template.primary_image, there.images_root)
-    else:
-        check_permissions(there, experiment, gave_up=should_stop)
+    _check_place(there, experiment, should_stop)
     with store.lease(describe_owner(TUNING, there.site), goes_on=goes_on), Publisher(store, clock) as publisher:
         store.inbox.drop_refusals()
         accepted = store.accept(experiment, now=clock.now())
@@ -93,6 +89,15 @@ def run_experiment(
             final = loop.run(run, after_turn, should_leave)
         publisher.publish(final)
     return final
+
+
+def _check_place(place: Place, experiment: Experiment, should_stop: Callable[[], bool]) -> None:
+    """Make sure that an experiment can run there, before anything is recorded."""
+    check_store(place)
+    if place.backend == LOCAL:
+        images.find_local_image(experiment.template.primary_image, place.images_root)
+    else:
+        check_permissions(place, experiment, gave_up=should_stop)
 
 
 def check_store(place: Place) -> None:
@@ -274,11 +279,6 @@ def _tell_launch(store: ExperimentStore, place: Place, experiment: Experiment, a
         "given": given or experiment.budgets,
     }
     store.save_derived("launch.json", json.dumps(told))
-
-
-def is_record(experiment: Experiment, accepted: Experiment) -> bool:
-    """Tell whether an experiment was read from its record, and not from a document that a user gave."""
-    return bool(experiment.document["metadata"].get("uid") == accepted.uid)
 
 
 def describe_owner(purpose: str, site: str = "") -> dict[str, Any]:
