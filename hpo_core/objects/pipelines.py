@@ -19,7 +19,7 @@ ENDPOINT, REGION = "HPO_PIPELINES_ENDPOINT", "HPO_PIPELINES_REGION"
 SECRET = "HPO_PIPELINES_SECRET"
 """Tells the Secret that the next two are from, and its keys: `NAME/ACCESS_KEY/SECRET_KEY`."""
 ACCESS_KEY, SECRET_KEY = "HPO_PIPELINES_ACCESS_KEY", "HPO_PIPELINES_SECRET_KEY"
-OWN_SECRET = "hpo-store"
+STORE_SECRET = "hpo-store"
 """Our own Secret, with the variables that users know; it goes first."""
 LAUNCHER = "kfp-launcher"
 """The ConfigMap of Kubeflow Pipelines that tells where artifacts go, and how."""
@@ -110,7 +110,7 @@ class PodNamespace:
     def own_variables(self) -> dict[str, str]:
         """Return what our own Secret holds; nothing where there is none, or this account may not read it."""
         try:
-            return self._secret(OWN_SECRET)
+            return self._secret(STORE_SECRET)
         except (NotFound, _Forbidden):
             return {}
 
@@ -159,7 +159,7 @@ class PodNamespace:
         try:
             found = self._secret(keys.name)
         except NotFound as error:
-            raise _none(f"there is neither {where} nor {OWN_SECRET}: create one of them") from error
+            raise _none(f"there is neither {where} nor {STORE_SECRET}: create one of them") from error
         except _Forbidden as error:
             raise _none(f"{error.user or 'this account'} may not get {where}: {_grant(error.user, keys)}") from error
         told = {ACCESS_KEY: found.get(keys.access_key), SECRET_KEY: found.get(keys.secret_key)}

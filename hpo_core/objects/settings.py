@@ -136,7 +136,7 @@ def _none(told: Mapping[str, str], endpoint: str) -> NoReturn:
     if pipelines.SECRET in told:
         keys = SecretKeys.of(told[pipelines.SECRET])
         raise StoreError(
-            f"{none}: the namespace of this pod has no Secret {pipelines.OWN_SECRET} with {pairs}, and no Secret "
+            f"{none}: the namespace of this pod has no Secret {pipelines.STORE_SECRET} with {pairs}, and no Secret "
             f"{keys.name} with {keys.access_key} and {keys.secret_key}, as Kubeflow Pipelines makes it; create one of "
             "them as docs/kubernetes.md shows"
         )

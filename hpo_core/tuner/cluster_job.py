@@ -26,7 +26,6 @@ from hpo_core.kube import Kube
 from hpo_core.launch.cluster.diagnosis import Trouble, event_trouble, pod_trouble
 from hpo_core.launch.cluster.dress import ISTIO, owner_reference
 from hpo_core.launch.cluster.endings import Document, ending
-from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT
 from hpo_core.loop import Patience, SystemClock
 from hpo_core.objects.lease import LEASE_S
 from hpo_core.status import RUNNING, Tally, judge
@@ -34,6 +33,7 @@ from hpo_core.store import ExperimentStore
 from hpo_core.tuner.background import runs_the_same
 from hpo_core.tuner.interruption import pause
 from hpo_core.tuner.place import IMAGE_VARIABLE
+from hpo_core.tuner.pod_store import STORE_ENVIRONMENT
 
 LABEL_TUNER = "kfp-hpo/tuner"
 """Label of all that belongs to the tuner of an experiment; its value is the experiment's name."""

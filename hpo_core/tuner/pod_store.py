@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT
 from hpo_core.objects import pipelines, settings_of
-from hpo_core.objects.pipelines import OWN_SECRET, SecretKeys
+from hpo_core.objects.pipelines import STORE_SECRET, SecretKeys
 
 if TYPE_CHECKING:
     from hpo_core.objects.settings import S3Settings
+
+STORE_ENVIRONMENT: Mapping[str, Any] = {"envFrom": [{"secretRef": {"name": STORE_SECRET, "optional": False}}]}
+"""The fields of a container that gets the store's server and credentials from our own Secret alone."""
 
 
 def tuner_environment(uri: str) -> dict[str, Any]:
@@ -55,4 +57,4 @@ def _environment(keys: SecretKeys, server: Mapping[str, str], *, optional: bool)
         {"name": name, "valueFrom": {"secretKeyRef": {"name": keys.name, "key": key, "optional": optional}}}
         for name, key in ((pipelines.ACCESS_KEY, keys.access_key), (pipelines.SECRET_KEY, keys.secret_key))
     ]
-    return {"envFrom": [{"secretRef": {"name": OWN_SECRET, "optional": True}}], "env": [*values, *references]}
+    return {"envFrom": [{"secretRef": {"name": STORE_SECRET, "optional": True}}], "env": [*values, *references]}

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from hpo_core.kube import Kube
-from hpo_core.launch.cluster.sidecar import STORE_SECRET
 from hpo_core.manifest import LABEL_TRIAL
+from hpo_core.objects.pipelines import STORE_SECRET
 from hpo_core.tuner.cluster_job import LABEL_TUNER
 from tests.contracts.cluster_machine import cluster_image, namespace, store_of
 from tests.s3_server import shared_server

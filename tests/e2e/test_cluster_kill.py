@@ -27,10 +27,10 @@ from hpo_core import tuner
 from hpo_core.experiment import Experiment
 from hpo_core.kube import Kube
 from hpo_core.launch.cluster.endings import ending
-from hpo_core.launch.cluster.sidecar import STORE_SECRET
 from hpo_core.lint import KUBERNETES, load_experiment
 from hpo_core.manifest import LABEL_TRIAL
 from hpo_core.objects import open_objects
+from hpo_core.objects.pipelines import STORE_SECRET
 from hpo_core.tuner.cluster_job import CONTAINER, LABEL_TUNER
 from tests.contracts.cluster_machine import cluster_image, namespace, store_of
 from tests.s3_server import shared_server

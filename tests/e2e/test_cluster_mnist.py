@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from hpo_core.kube import Kube
-from hpo_core.launch.cluster.sidecar import STORE_SECRET
+from hpo_core.objects.pipelines import STORE_SECRET
 from tests.contracts.cluster_machine import cluster_image, left, namespace, store_of
 from tests.s3_server import shared_server
 from tests.scenarios.folders import Folder, eventually

@@ -27,8 +27,9 @@ import yaml
 from hpo_core import tuner
 from hpo_core.errors import LaunchError
 from hpo_core.kube import Kube
-from hpo_core.launch.cluster.sidecar import SIDECAR, STORE_SECRET
+from hpo_core.launch.cluster.sidecar import SIDECAR
 from hpo_core.manifest import LABEL_UID
+from hpo_core.objects.pipelines import STORE_SECRET
 from hpo_core.store import ExperimentStore
 from tests.contracts.cluster_machine import cluster_image, namespace, store_of
 from tests.s3_server import shared_server

@@ -25,9 +25,10 @@ from hpo_core.launch.cluster.sidecar import (
 )
 from hpo_core.manifest import LABEL_EXPERIMENT, LABEL_TRIAL, LABEL_UID
 from hpo_core.sidecar.order import Order
+from hpo_core.tuner.pod_store import STORE_ENVIRONMENT
 
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "anchor", "uid": "u1"}}
-OURS = Sidecar("registry/kfp-hpo:1", "s3://bucket/prefix")
+OURS = Sidecar("registry/kfp-hpo:1", "s3://bucket/prefix", STORE_ENVIRONMENT)
 MASTER = {"training.kubeflow.org/job-role": "master"}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hpo_core.launch.cluster.diagnosis import Trouble
-from hpo_core.launch.cluster.sidecar import STORE_ENVIRONMENT, Sidecar, sidecar_trouble
+from hpo_core.launch.cluster.sidecar import Sidecar, sidecar_trouble
 from hpo_core.objects.settings import S3Settings
 from hpo_core.tuner.cluster_job import TunerPod, make_job
-from hpo_core.tuner.pod_store import sidecar_environment, tuner_environment
+from hpo_core.tuner.pod_store import STORE_ENVIRONMENT, sidecar_environment, tuner_environment
 from tests.experiments import make_experiment
 
 URI = "minio://mlpipeline/private/team/kfp-hpo"

@@ -20,10 +20,6 @@ OUTPUT_FOLDER, OUTPUT_VOLUME = "/hpo/output", "hpo-output"
 """Where in the primary container what is to be kept is written, and the volume behind it."""
 METRICS_FOLDER, METRICS_VOLUME = "/hpo/metrics", "hpo-metrics"
 """Where in the sidecar the metrics file's folder is, and the volume behind it."""
-STORE_SECRET = "hpo-store"
-"""The Secret with address and credentials of the store, as environment variables."""
-STORE_ENVIRONMENT: Mapping[str, Any] = {"envFrom": [{"secretRef": {"name": STORE_SECRET, "optional": False}}]}
-"""The fields of a container that gets them from there."""
 UPLOAD_S = 600
 MARGIN_S = 15
 """How long before it is ended by force a sidecar gives up, to say so."""
@@ -52,7 +48,7 @@ class Sidecar:
 
     image: str
     store: str
-    environment: Mapping[str, Any] = field(default_factory=lambda: STORE_ENVIRONMENT)
+    environment: Mapping[str, Any]
     upload_s: int = UPLOAD_S
 
 
