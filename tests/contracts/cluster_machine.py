@@ -58,6 +58,13 @@ sys.exit(does["code"])
 """
 
 
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+"""Labels of a namespace of that PodSecurity level."""
+USER = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+BARE = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""The security contexts of a pod, and of a container, that it lets in."""
+
+
 def cluster_image() -> str:
     """The image of trainers; skips the test, and says so, where no cluster or image is named."""
     if not os.environ.get("KUBECONFIG"):

@@ -27,7 +27,7 @@ from hpo_core.status import ExperimentCondition
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner import Handle
 from hpo_core.tuner import Place as Records
-from tests.contracts.cluster_machine import cluster_image, end_experiments, left, namespace
+from tests.contracts.cluster_machine import BARE, RESTRICTED, USER, cluster_image, end_experiments, left, namespace
 from tests.kfp_pods import ROOT, Pods, component
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, eventually
@@ -37,11 +37,7 @@ pytestmark = pytest.mark.e2e
 BUCKET = "kfp-hpo-tests"
 RUN_ID = "7b3f0a52-3c0e-4b7e-9f5a-0d7f1f3f9c11"
 PATIENCE_S = 300.0
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-POD = {
-    "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-    "terminationGracePeriodSeconds": 1,
-}
+POD = {"securityContext": USER, "terminationGracePeriodSeconds": 1}
 TRAINER = """
 if [ $HPO_PHASE = retrain ]; then sleep $2; else sleep $1; fi
 echo "model of $0 for $HPO_PHASE" > $HPO_OUTPUT_DIR/model.txt
@@ -60,7 +56,7 @@ def experiment(seconds: float, retrain_s: float = 0, **spec: Any) -> str:
         "image": cluster_image(),
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", TRAINER, "${trialParameters.lr}", str(seconds), str(retrain_s)],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": BARE,
     }
     return str(yaml.safe_dump(document))
 

@@ -31,7 +31,7 @@ from hpo_core.launch.cluster.sidecar import SIDECAR
 from hpo_core.manifest import LABEL_UID
 from hpo_core.objects.pipelines import STORE_SECRET
 from hpo_core.store import ExperimentStore
-from tests.contracts.cluster_machine import cluster_image, namespace, store_of
+from tests.contracts.cluster_machine import BARE, RESTRICTED, USER, cluster_image, namespace, store_of
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
 
@@ -40,12 +40,7 @@ pytestmark = pytest.mark.e2e
 PATIENCE_S = 150.0
 MODEL_BYTES = 50 << 20
 DEADLINE_S, AWAY_S = 8.0, 25.0
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-POD = {
-    "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-    "terminationGracePeriodSeconds": 2,
-}
-CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+POD = {"securityContext": USER, "terminationGracePeriodSeconds": 2}
 TRAINER = """
 import os, random, sys
 lr, size = sys.argv[1], int(sys.argv[2])
@@ -204,7 +199,7 @@ def experiment(image: str, command: list[str], *, restricted: bool) -> dict[str,
     main |= {"image": image, "imagePullPolicy": "IfNotPresent", "command": command}
     if restricted:
         pod |= POD
-        main["securityContext"] = CONTAINER
+        main["securityContext"] = BARE
     return document
 
 

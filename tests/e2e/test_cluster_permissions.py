@@ -27,7 +27,7 @@ from hpo_core.kube import Kube
 from hpo_core.launch.cluster.permissions import missing, missing_to_launch
 from hpo_core.manifest import LABEL_EXPERIMENT
 from hpo_core.tuner.cluster_job import LABEL_TUNER
-from tests.contracts.cluster_machine import cluster_image, namespace
+from tests.contracts.cluster_machine import RESTRICTED, cluster_image, namespace
 from tests.experiments import make_experiment
 from tests.s3_server import shared_server
 from tests.scenarios.folders import eventually
@@ -40,7 +40,6 @@ WRITING = ("create", "update", "patch", "delete", "deletecollection")
 SPECIAL = ("bind", "escalate", "impersonate", "approve", "sign", "use")
 OF_OPERATORS = {*TRAINING_OPERATOR, *TRAINER, ("kubeflow.org", "experiments"), ("ray.io", "rayjobs")}
 """Kinds that are asked about whether they are installed or not."""
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 Access: TypeAlias = tuple[str, str, str]
 """Group, resource with its subresource, verb."""

@@ -30,7 +30,7 @@ from hpo_core.kube import Kube
 from hpo_core.launch.cluster.sidecar import SIDECAR
 from hpo_core.manifest import LABEL_EXPERIMENT
 from hpo_core.tuner.cluster_job import LABEL_TUNER
-from tests.contracts.cluster_machine import cluster_image, end_experiments, namespace
+from tests.contracts.cluster_machine import BARE, RESTRICTED, USER, cluster_image, end_experiments, namespace
 from tests.kfp_pods import ROOT, Pods
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, Folder
@@ -39,9 +39,6 @@ pytestmark = pytest.mark.e2e
 
 BUCKET = "mlpipeline"
 PATIENCE_S = 180.0
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-USER = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
-BARE = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 TRAINER = "echo model of $0 > $HPO_OUTPUT_DIR/model.txt; echo loss=$0; echo test_loss=0.25"
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "pipelines/tune_and_retrain.yaml").read_text())
 
@@ -196,8 +193,8 @@ def rights(name: str) -> dict[str, Any]:
     }
 
 
-def of_pipelines(profile: Profile, server: str) -> Iterator[dict[str, Any]]:
-    """What Kubeflow Pipelines keeps in a profile's namespace, and a name for the store that only the cluster knows."""
+def name_of_store(server: str) -> Iterator[dict[str, Any]]:
+    """A name for the store that only the cluster knows."""
     host, _, port = server.partition(":")
     numbers = {"protocol": "TCP", "port": int(port or 80)}
     yield {
@@ -214,6 +211,11 @@ def of_pipelines(profile: Profile, server: str) -> Iterator[dict[str, Any]]:
         "ports": [{"name": "", **numbers}],
         "endpoints": [{"addresses": [host]}],
     }
+
+
+def of_pipelines(profile: Profile, server: str) -> Iterator[dict[str, Any]]:
+    """What Kubeflow Pipelines keeps in a profile's namespace, and who its steps are there."""
+    yield from name_of_store(server)
     providers = {
         "minio": {
             "default": {

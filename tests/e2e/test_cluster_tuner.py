@@ -20,19 +20,14 @@ from hpo_core.kube import Kube
 from hpo_core.manifest import LABEL_UID
 from hpo_core.objects.pipelines import STORE_SECRET
 from hpo_core.tuner.cluster_job import LABEL_TUNER
-from tests.contracts.cluster_machine import cluster_image, namespace, store_of
+from tests.contracts.cluster_machine import BARE, RESTRICTED, USER, cluster_image, namespace, store_of
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
 
 pytestmark = pytest.mark.e2e
 
 PATIENCE_S = 120.0
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-POD = {
-    "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-    "terminationGracePeriodSeconds": 1,
-}
-CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+POD = {"securityContext": USER, "terminationGracePeriodSeconds": 1}
 ROOT = Path(__file__).parents[2]
 
 
@@ -81,7 +76,7 @@ def experiment(image: str, seconds: float) -> str:
     pod |= POD
     command = ["sh", "-c", f"sleep {seconds}; echo loss=$0", "${trialParameters.lr}"]
     pod["containers"][0] |= {"image": image, "imagePullPolicy": "IfNotPresent", "command": command}
-    pod["containers"][0]["securityContext"] = CONTAINER
+    pod["containers"][0]["securityContext"] = BARE
     return yaml.safe_dump(document)
 
 

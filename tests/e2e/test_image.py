@@ -19,13 +19,12 @@ import yaml
 
 from hpo_core import __version__
 from hpo_core.kube import Kube
-from tests.contracts.cluster_machine import namespace
+from tests.contracts.cluster_machine import RESTRICTED, namespace
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = sorted((ROOT / "components").glob("*/component.yaml"))
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 PATIENCE_S = 120.0
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,23 +27,10 @@ LONG_AGO = "2026-01-01T00:00:00Z"
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeKubernetes]:
-    fake = FakeKubernetes()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
 def experiment() -> Experiment:
     return make_experiment(
         changes={"metadata.namespace": "team", "metadata.annotations": {"kfp-hpo/pending-deadline": "2s"}}
     )
-
-
-@pytest.fixture
-def kube(fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kube:
-    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
-    return Kube.connect()
 
 
 @pytest.fixture

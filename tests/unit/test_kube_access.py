@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ contexts:
 - {name: two, context: {cluster: c, user: u}}
 - {name: lost, context: {cluster: none, user: u}}
 """
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKubernetes]:
-    fake = FakeKubernetes()
-    yield fake
-    fake.close()
 
 
 @pytest.fixture

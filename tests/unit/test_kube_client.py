@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,19 +14,6 @@ from hpo_core.errors import LaunchError, NotFound, TransientError
 from hpo_core.kube import Kube, client, wire
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_kubernetes.kinds import KINDS
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKubernetes]:
-    fake = FakeKubernetes()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def kube(fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kube:
-    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
-    return Kube.connect()
 
 
 def secret(name: str) -> dict[str, object]:

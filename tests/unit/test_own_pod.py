@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from hpo_core.kube import Kube
 from hpo_core.tuner import pod_like_own
-from tests.fake_kubernetes import FakeKubernetes
 
 STEP = {"KFP_POD_NAME": "step"}
-
-
-@pytest.fixture
-def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kube:
-    fake = FakeKubernetes()
-    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
-    return Kube.connect()
 
 
 def start(kube: Kube, name: str, **spec: object) -> None:

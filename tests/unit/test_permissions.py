@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -24,19 +22,6 @@ from tests.fake_kubernetes.kinds import JOB, KINDS, POD, Kind
 
 APPLY = "kubectl apply -n team -k manifests"
 JOBS = Resource("batch/v1", "Job", "jobs", namespaced=True, verbs=frozenset())
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKubernetes]:
-    fake = FakeKubernetes()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def kube(fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kube:
-    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
-    return Kube.connect()
 
 
 def experiment(api_version: str = "batch/v1", kind: str = "Job") -> Experiment:
