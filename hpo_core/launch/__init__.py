@@ -110,7 +110,7 @@ Event: TypeAlias = Waiting | Started | Output | Exited
 
 
 class Launcher(Protocol):
-    """Runs workloads. One launcher serves one experiment and is used from one thread, but for `forget`.
+    """Runs workloads. One launcher serves one experiment and is used from one thread, but for `submit` and `forget`.
 
     Attributes:
         site: Where its workloads run; a launcher of another site cannot find them again.
@@ -123,7 +123,7 @@ class Launcher(Protocol):
 
         Idempotent: a known name starts nothing, whether it runs or has ended; its output is given again from the start.
         Does not wait for the start. What goes wrong with the workload itself is told by an `Exited` event; one that is
-        known to have begun, and is not there, is `Lost`.
+        known to have begun, and is not there, is `Lost`. May be called by several threads at once.
 
         Raises:
             LaunchError: This can never be run here.

@@ -1,7 +1,7 @@
 """One experiment being run: from events to records to new trials.
 
 A turn takes all events that are there, records the trials that ended, asks for as many, records them as created and
-only then submits them. What a stage has to write it writes at the same time.
+only then submits them. What a stage has to write or to submit goes out at the same time.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Run:
         return judge(self.experiment, self.tally, exhausted=self._exhausted)
 
     def _followed_trials(self) -> list[Trial]:
-        return [self.trials[number - 1] for number in self._numbers.values()]
+        return [self.trials[number - 1] for number in sorted(self._numbers.values())]
 
     def _left_behind(self) -> list[str]:
         """Names of the workloads that are over by their records, and that a crash may have kept from being forgotten.
@@ -400,15 +400,18 @@ class Run:
     def _submit(self, trials: Sequence[Trial]) -> None:
         if trials:
             self._patiently(self._store.confirm)
+        together(self._submit_one, trials)
         for trial in trials:
-            begun = trial.condition is TrialCondition.RUNNING
-            label = attempt_label(trial) if self.experiment.settings.keep_models else ""
-            job = make_job(self.experiment, trial.assignments, trial.name, begun=begun, label=label)
-            self._patiently(self._launcher.submit, job)
-            self._followers[trial.name] = Follower(self.experiment)
-            self._numbers[trial.name] = trial.number
             if trial.stop_requested is not None and trial.stop_requested.condition.is_terminal:
                 self._patiently(self._launcher.stop, trial.name)  # a crash came between its record and this
+
+    def _submit_one(self, trial: Trial) -> None:
+        begun = trial.condition is TrialCondition.RUNNING
+        label = attempt_label(trial) if self.experiment.settings.keep_models else ""
+        job = make_job(self.experiment, trial.assignments, trial.name, begun=begun, label=label)
+        self._patiently(self._launcher.submit, job)
+        self._followers[trial.name] = Follower(self.experiment)
+        self._numbers[trial.name] = trial.number
 
     def _change(self, trial: Trial) -> None:
         before = self.trials[trial.number - 1] if trial.number <= len(self.trials) else None

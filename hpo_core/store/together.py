@@ -1,4 +1,4 @@
-"""Reading and writing many objects at the same time."""
+"""Doing many things at the same time that only wait for a server: the store, or the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 THREADS = 16
-"""How many objects are read or written at the same time."""
+"""How many of them are done at the same time."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

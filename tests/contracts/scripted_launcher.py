@@ -79,7 +79,7 @@ class ScriptedMachine:
     stops: list[str] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)
     _workloads: dict[str, _Workload] = field(default_factory=dict)
-    _forgetting: threading.Lock = field(default_factory=threading.Lock)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def running(self) -> list[str]:
@@ -95,16 +95,17 @@ class ScriptedMachine:
     def start(self, job: Job) -> None:
         """For the launcher: start a workload, unless its name is known."""
         assert job.name not in self.forgotten, f"{job.name} was forgotten, and is submitted again"
-        if job.name in self._workloads:
-            return
+        with self._one_at_a_time:
+            if job.name not in self._workloads:
+                self._workloads[job.name] = self._begun(job)
+
+    def _begun(self, job: Job) -> _Workload:
         if job.begun:
-            lost = Exited(job.name, None, "Lost", "it is not there")
-            self._workloads[job.name] = _Workload(Play(), 0, [lost], over=True)
-            return
+            return _Workload(Play(), 0, [Exited(job.name, None, "Lost", "it is not there")], over=True)
         self.starts[job.name] += 1
         play = self.script(job)
         ends_at = float("inf") if play.turns is None else self.turn + max(play.turns, 1)
-        self._workloads[job.name] = _Workload(play, ends_at)
+        return _Workload(play, ends_at)
 
     def stop(self, name: str) -> None:
         """For the launcher: ask a workload to end."""
@@ -118,7 +119,7 @@ class ScriptedMachine:
 
     def forget(self, name: str) -> None:
         """For the launcher: remove what is left of a workload that has ended."""
-        with self._forgetting:  # several may be forgotten at once
+        with self._one_at_a_time:
             assert name not in self.running, f"{name} is forgotten, and still runs"
             workload = self._workloads.pop(name, None)
         if workload is not None and workload.play.output_dir is not None:
@@ -163,7 +164,7 @@ class ScriptedLauncher:
         with_news = {name: news for name in list(self._told) if (news := list(self._news(name)))}
         self._idle = 0 if with_news else self._idle + 1
         assert self._idle <= IDLE_TURNS, f"nothing happened in {IDLE_TURNS} turns; running: {self._machine.running}"
-        return [event for name in self._machine.order(list(with_news)) for event in with_news[name]]
+        return [event for name in self._machine.order(sorted(with_news)) for event in with_news[name]]
 
     def forget(self, name: str) -> None:
         """See `Launcher.forget`."""

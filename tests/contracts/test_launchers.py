@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,16 @@ def test_several_run_beside_each_other_and_each_gets_its_own_events(machine: Mac
     events = until_ended(launcher, *names)
     assert [only_exit(events, name).code for name in names] == [0, 1, 2, 3]
     assert [output(events, name) for name in names] == [f"I am {name}\n".encode() for name in names]
+
+
+def test_several_may_be_submitted_at_the_same_time(machine: Machine, launcher: Launcher) -> None:
+    names = [f"w{number}" for number in range(12)]
+    jobs = [machine.job(name, Workload([f"I am {name}"])) for name in names]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(launcher.submit, jobs))
+    events = until_ended(launcher, *names)
+    assert [output(events, name) for name in names] == [f"I am {name}\n".encode() for name in names]
+    assert [machine.starts(name) for name in names] == [1] * len(names)
 
 
 def test_submitting_a_running_name_again_starts_nothing(machine: Machine, launcher: Launcher) -> None:

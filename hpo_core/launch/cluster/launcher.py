@@ -72,6 +72,7 @@ class ClusterLauncher:
         self._watches: list[Watch] = []
         self._vital: tuple[Watch, ...] = ()  # those without which no end can be told
         self._anchor: Document | None = None
+        self._beginning = threading.Lock()
         self._failed: HpoError | None = None
         self._looked_at = 0.0
 
@@ -79,7 +80,8 @@ class ClusterLauncher:
         """See `Launcher.submit`."""
         if job.name in self._followed:
             return
-        anchor = self._begin()
+        with self._beginning:
+            anchor = self._begin()
         followed = Followed(job, self._rules, partial(self._open_logs, job), time.monotonic())
         try:
             if job.begun:
