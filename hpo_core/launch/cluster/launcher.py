@@ -249,16 +249,18 @@ class ClusterLauncher:
         )
 
     def _end(self, followed: Followed) -> None:
-        """Delete a workload; its pods get the grace of its template, though a sidecar may have far more."""
+        """Delete a workload; its pods get the grace of its template, though a sidecar may have far more.
+
+        They go first: a kubelet that has begun to end a pod with the long grace does not heed a shorter one any more.
+        """
+        if has_sidecar(followed.document or {}):
+            grace = grace_s(followed.job.manifest, followed.job.primary_container)
+            try:
+                for pod in followed.pod_names:
+                    self._kube.delete("v1", "Pod", pod, namespace=self._experiment.namespace, grace_s=grace)
+            except LaunchError as error:
+                _log.warning("workload.ends_late name=%s reason=%s", followed.job.name, error)
         self._delete(followed.job.name)
-        if not has_sidecar(followed.document or {}):
-            return
-        grace = grace_s(followed.job.manifest, followed.job.primary_container)
-        try:
-            for pod in followed.pod_names:
-                self._kube.delete("v1", "Pod", pod, namespace=self._experiment.namespace, grace_s=grace)
-        except LaunchError as error:
-            _log.warning("workload.ends_late name=%s reason=%s", followed.job.name, error)
 
     def _delete(self, name: str) -> None:
         self._kube.delete(self._api_version, self._kind, name, namespace=self._experiment.namespace)
