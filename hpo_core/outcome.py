@@ -101,7 +101,8 @@ def _name_exit(exited: Exited) -> tuple[str, str]:
         return "CommandNotFound", "its command was not found"
     number = -code if code < 0 else code - 128  # as a shell tells it
     if code < 0 or number in set(signal.Signals):
-        return "KilledBySignal", f"was ended by {_signal_name(number)}"
+        usually = ", as when memory runs out: let it use less, or give it more" if number == signal.SIGKILL else ""
+        return "KilledBySignal", f"was ended by {_signal_name(number)}{usually}"
     return "ExitCode", f"exit code {code}"
 
 

@@ -50,7 +50,7 @@ MESSAGES = {
     "silent": "no line with loss=<number> was printed (looked for ([\\w|-]+)\\s*=",
     "mute": "it printed nothing",
     "crashing": "exit code 3; last lines: loss=0.1 | about to fall | fallen",
-    "killed": "was ended by SIGKILL; last lines: loss=0.1",
+    "killed": "was ended by SIGKILL, as when memory runs out: let it use less, or give it more; last lines: loss=0.1",
     "hanging": TOO_LONG,
     "stubborn": TOO_LONG,
     "undefined": "the trainer printed loss=nan; last lines: loss=nan",

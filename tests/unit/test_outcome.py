@@ -83,7 +83,11 @@ def test_where_the_latest_report_counts_it_must_be_finite() -> None:
         (Exited("a", 126), "ExitCode", "exit code 126; last lines: oh no"),
         (Exited("a", 127), "CommandNotFound", "its command was not found; last lines: oh no"),
         (Exited("a", 128), "ExitCode", "exit code 128; last lines: oh no"),
-        (Exited("a", 137), "KilledBySignal", "was ended by SIGKILL; last lines: oh no"),
+        (
+            Exited("a", 137),
+            "KilledBySignal",
+            "was ended by SIGKILL, as when memory runs out: let it use less, or give it more; last lines: oh no",
+        ),
         (Exited("a", 200), "ExitCode", "exit code 200; last lines: oh no"),
         (Exited("a", 255), "ExitCode", "exit code 255; last lines: oh no"),
         (Exited("a", -signal.SIGSEGV), "KilledBySignal", "was ended by SIGSEGV; last lines: oh no"),
