@@ -20,7 +20,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -42,8 +41,8 @@ from hpo_core.lint import KUBERNETES, load_experiment
 from hpo_core.manifest import LABEL_EXPERIMENT
 from hpo_core.store import ExperimentStore
 from hpo_core.tuner import Place, run_experiment
-from tests.benchmarks.fake_node import TAINT, fake_node
 from tests.contracts.cluster_machine import namespace
+from tests.fake_node import TAINT, fake_node
 
 ROOT = Path(__file__).parents[2]
 SERVERS = ("kube-apiserver", "etcd", "kube-controller", "kube-scheduler", "minio")
@@ -407,9 +406,9 @@ def show_cluster(onlooker: Onlooker) -> None:
 
 def run_scale(kube: Kube, folder: Path, trials: int, parallel: int, life_s: float) -> None:
     """Many trials whose pods are fake."""
-    with tuners_place(kube, folder) as place, fake_node(place[0], life_s, _own_address(kube.server)) as node:
-        toleration = {"key": TAINT, "value": node, "effect": "NoSchedule"}
-        where = {"nodeSelector": {"kubernetes.io/hostname": node}, "tolerations": [toleration]}
+    with tuners_place(kube, folder) as place, fake_node(place[0], life_s) as node:
+        toleration = {"key": TAINT, "value": node.name, "effect": "NoSchedule"}
+        where = {"nodeSelector": {"kubernetes.io/hostname": node.name}, "tolerations": [toleration]}
         pod = make_pod("none", "none", terminationGracePeriodSeconds=1, **where)
         document = make_document(place[0], trials=trials, parallel=parallel, pod=pod)
         tuner, onlooker, store = measure(folder, place, document)
@@ -453,14 +452,6 @@ def _spread(values: Sequence[float], unit: str) -> str:
     p99 = ordered[min(int(0.99 * len(ordered)), len(ordered) - 1)]
     middle = statistics.median(ordered)
     return f"median {middle:.{digits}f} {unit}, p99 {p99:.{digits}f} {unit}, max {ordered[-1]:.{digits}f} {unit}"
-
-
-def _own_address(server: str) -> str:
-    """The address under which whoever is at that server's reaches this machine."""
-    url = urlsplit(server)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((url.hostname, url.port or 443))
-        return str(probe.getsockname()[0])
 
 
 def _kubectl(*words: str) -> str:

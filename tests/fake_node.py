@@ -4,7 +4,7 @@ All else is real: the Job controller makes the pods, the scheduler places them h
 logs from this process. The node has a taint, so that nobody else's pods come here. Its certificate is its own: an API
 server that checks those of kubelets will not read its logs.
 
-    python -m tests.benchmarks.fake_node NAME NAMESPACE LIFE_S ADDRESS
+    python -m tests.fake_node NAME NAMESPACE LIFE_S
 
 It says `ready`, and ends, and takes its node with it, when its standard input ends.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from hpo_core.kube import Kube, Listed
 from hpo_core.kube.access import find_access
 from hpo_core.kube.wire import Request, Wire
 
-TAINT = "kfp-hpo-benchmark"
+TAINT = "kfp-hpo-test"
 LINES_PER_S = 10
 BEAT_S = 5.0
 """How often the node says that it lives."""
@@ -43,6 +45,14 @@ LEASES = "kube-node-lease"
 def now_text() -> str:
     """Now, as a container's line begins with it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+
+
+def own_address(server: str) -> str:
+    """The address under which whoever is at that server's reaches this machine."""
+    url = urlsplit(server)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((url.hostname, url.port or 443))
+        return str(probe.getsockname()[0])
 
 
 @dataclass
@@ -96,11 +106,10 @@ class FakeNode:
         name: The node's name.
         where: The namespace whose pods it serves.
         life_s: How long a pod's container runs.
-        address: Where the API server reaches this process.
     """
 
-    def __init__(self, name: str, where: str, life_s: float, address: str) -> None:
-        self._name, self._where, self._life_s, self._address = name, where, life_s, address
+    def __init__(self, name: str, where: str, life_s: float) -> None:
+        self._name, self._where, self._life_s = name, where, life_s
         self._kube, self._wire = Kube.connect(namespace=where), Wire(find_access(context="", namespace=where))
         self._pods: dict[str, FakePod] = {}
 
@@ -125,11 +134,11 @@ class FakeNode:
     def _tell_node(self, port: int) -> None:
         room = {"cpu": "1000", "memory": "1000Gi", "pods": "1000", "ephemeral-storage": "1000Gi"}
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        ready = {"type": "Ready", "status": "True", "reason": "Benchmark", "lastHeartbeatTime": now}
+        ready = {"type": "Ready", "status": "True", "reason": "Fake", "lastHeartbeatTime": now}
         status = {
             "capacity": room,
             "allocatable": room,
-            "addresses": [{"type": "InternalIP", "address": self._address}],
+            "addresses": [{"type": "InternalIP", "address": own_address(self._kube.server)}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
             "conditions": [{**ready, "lastTransitionTime": now}],
         }
@@ -260,14 +269,31 @@ def log_server(node: FakeNode) -> Iterator[int]:
         server.shutdown()
 
 
+@dataclass(frozen=True)
+class Running:
+    """A node, and the process that is it."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside, the node does nothing and says nothing, as one whose power or network is gone."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
 @contextlib.contextmanager
-def fake_node(where: str, life_s: float, address: str) -> Iterator[str]:
-    """Run such a node in a process of its own, which ends with this one; gives its name."""
-    name = f"hpo-benchmark-{secrets.token_hex(3)}"
-    command = [sys.executable, "-m", "tests.benchmarks.fake_node", name, where, str(life_s), address]
+def fake_node(where: str, life_s: float) -> Iterator[Running]:
+    """Run such a node in a process of its own, which ends with this one."""
+    name = f"hpo-test-node-{secrets.token_hex(3)}"
+    command = [sys.executable, "-m", "tests.fake_node", name, where, str(life_s)]
     process = subprocess.Popen(
         command,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # so that what ends us, such as Ctrl-C, leaves it the time to remove its node
@@ -277,15 +303,16 @@ def fake_node(where: str, life_s: float, address: str) -> Iterator[str]:
     try:
         if process.stdout.readline() != b"ready\n":
             sys.exit("the node could not be made")
-        yield name
+        yield Running(name, process)
     finally:
         process.stdin.close()
         process.wait(60)
+        process.stdout.close()
 
 
-def main(name: str, where: str, life_s: str, address: str) -> None:
+def main(name: str, where: str, life_s: str) -> None:
     """Be a node until the standard input ends."""
-    node = FakeNode(name, where, float(life_s), address)
+    node = FakeNode(name, where, float(life_s))
     with log_server(node) as port:
         try:
             node.serve(port)
