@@ -33,7 +33,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/python -m pipelines.run_local manifests/experiments/mnist-random.yaml trainers/mnist
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -42,11 +42,17 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
-e2e: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m e2e tests -rs --durations=12 --durations-min=10
+# They wait for a cluster most of the time, so they run beside each other; those that would suffer from it come after.
+E2E = $(BIN)/python -m pytest tests -rs --durations=12 --durations-min=10
+BESIDE = -m 'e2e and not last' --numprocesses 4
+LAST = -m 'e2e and last'
 
-e2e-full: $(VENV)/dev.stamp
-	HPO_E2E_FULL=1 HPO_E2E_KILL_STEP=1 $(BIN)/python -m pytest -m e2e tests -rs --durations=12 --durations-min=10
+e2e: $(VENV)/dev.stamp
+	$(E2E) $(BESIDE); beside=$$?; $(E2E) $(LAST) && exit $$beside
+
+e2e-full: export HPO_E2E_FULL=1
+e2e-full: export HPO_E2E_KILL_STEP=1
+e2e-full: e2e
 
 BUILD = $(BUILDER) build $(if $(BASE),--build-arg BASE=$(BASE)) $(BUILD_FLAGS)
 CAN_BUILD = test -n "$(BUILDER)" || { echo "an image is built by docker, podman or buildah, and none is here"; exit 1; }

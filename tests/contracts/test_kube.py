@@ -272,6 +272,7 @@ def test_a_silent_watch_can_be_stopped_at_once(kube: Kube) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.last
 def test_a_watch_from_a_version_that_is_too_old_lists_again(site: Site) -> None:
     site.kube.create(config_map("one", {"it": "yes"}))
     watch = site.kube.watch("v1", "ConfigMap", selector="it=yes")

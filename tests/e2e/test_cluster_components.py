@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ PATIENCE_S = 300.0
 POD = {"securityContext": USER, "terminationGracePeriodSeconds": 1}
 TRAINER = """
 if [ $HPO_PHASE = retrain ]; then sleep $2; else sleep $1; fi
-echo "model of $0 for $HPO_PHASE" > $HPO_OUTPUT_DIR/model.txt
+echo "model of $0 for $HPO_PHASE by $HOSTNAME" > $HPO_OUTPUT_DIR/model.txt
 if [ $HPO_PHASE = retrain ]; then echo test_loss=0.25; else echo loss=$0; fi
 """
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "pipelines/tune_and_retrain.yaml").read_text())
@@ -190,8 +191,8 @@ def test_the_shipped_pipeline_tunes_in_jobs_and_retrains_and_cleaning_up_leaves_
     assert best == min(trials, key=lambda values: float(values["lr"]))
     assert extract.metadata["metrics"] == {"loss": extract.parameters["objective_value"]} == {"loss": best["lr"]}
     assert retrain.metadata["model"] == retrain.metadata["metrics"] == {"test_loss": 0.25}
-    model = f"model of {best['lr']} for retrain\n"
-    assert profile.read(f"{retrain.artifacts['model']}/model.txt") == model
+    model = profile.read(f"{retrain.artifacts['model']}/model.txt")
+    assert model.startswith(f"model of {best['lr']} for retrain by ")
     (kept,) = [key for key in records.outputs("retrain") if key.endswith("model.txt")]
     assert records.objects.get(kept).data.decode() == model
     cleanup = profile.pods.run("cleanup", component("cleanup_experiment"), **profile.given(text))
@@ -248,10 +249,12 @@ def test_a_retraining_step_that_was_killed_follows_its_training_when_it_is_tried
     given = {**handle, "best_parameters": extract.parameters["best_parameters"]}
     profile.pods.start("retrain-1", retrain, given)
     eventually(profile.running_trials, "it trains", PATIENCE_S)
-    profile.kube.delete("v1", "Pod", "retrain-1", namespace=profile.name, grace_s=0)
+    (trainer,) = profile.running_trials()
+    profile.pods.kill("retrain-1")
+    assert profile.pods.end("retrain-1").code == signal.SIGKILL
     second = profile.pods.run("retrain-2", retrain, **given)
     assert second.code == 0, second.log
-    assert profile.read(f"{second.artifacts['model']}/model.txt").endswith(" for retrain\n")
+    assert profile.read(f"{second.artifacts['model']}/model.txt").endswith(f" for retrain by {trainer}\n")
     told = profile.records(handle["handle"]).derived_json("retrain.json")
     assert (told["count"], told["succeeded"]) == (1, True)
 

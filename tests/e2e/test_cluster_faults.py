@@ -51,6 +51,7 @@ def start(place: Place, tuner: str) -> subprocess.Popen[str]:
 
 
 @both
+@pytest.mark.last
 @pytest.mark.parametrize("component", ["apiserver", "minio"])
 def test_a_component_that_hangs_costs_time_only(do: Do, place: Place, component: str, tuner: str) -> None:
     process = start(place, tuner)
@@ -64,6 +65,7 @@ def test_a_component_that_hangs_costs_time_only(do: Do, place: Place, component:
 
 
 @both
+@pytest.mark.last
 @pytest.mark.parametrize("component", ["apiserver", "minio", "kubelet"])
 def test_a_component_that_is_killed_and_comes_back_costs_time_only(
     do: Do, place: Place, component: str, tuner: str

@@ -36,7 +36,9 @@ from tests.contracts.cluster_machine import cluster_image, namespace, store_of
 from tests.s3_server import shared_server
 from tests.scenarios.folders import EXPERIMENT, Folder, eventually
 
-pytestmark = pytest.mark.e2e
+STEP = int(os.environ.get("HPO_E2E_KILL_STEP", "12"))
+# All points are many tuners at once.
+pytestmark = [pytest.mark.e2e, *([pytest.mark.last] if STEP == 1 else [])]
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 3
@@ -87,9 +89,8 @@ def checked_assignments(kube: Kube, folder: Folder, where: str, number: int) -> 
 
 def each_point(dies_at: Callable[[int], bool]) -> int:
     """Try kill points, several at the same time, until a tuner lives to its end; returns how many did not."""
-    step = int(os.environ.get("HPO_E2E_KILL_STEP", "12"))
-    at_once = AT_ONCE if step == 1 else FEW_AT_ONCE
-    numbers = itertools.count(1, step)
+    at_once = AT_ONCE if STEP == 1 else FEW_AT_ONCE
+    numbers = itertools.count(1, STEP)
     over = threading.Event()
 
     def work() -> int:

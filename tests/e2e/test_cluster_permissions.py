@@ -217,7 +217,7 @@ def test_what_is_told_for_a_kind_without_an_overlay_grants_it(
     (told,) = missing(kube, experiment)
     assert f":{account} may not create, get, list, watch, patch, delete, deletecollection statefulsets.apps" in told
     run(told.split("`")[1], admin)
-    assert missing(kube, experiment) == []
+    eventually(lambda: missing(kube, experiment) == [], "the API server knows of it")
 
 
 def run(command: str, kubeconfig: str) -> None:

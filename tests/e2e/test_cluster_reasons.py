@@ -30,7 +30,7 @@ from hpo_core.trial import Trial, TrialCondition
 from tests.contracts.cluster_machine import cluster_image, namespace
 from tests.experiments import REMOVED, make_experiment, parameter
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.last]
 
 NOW = "2026-01-01T00:00:00.000Z"
 PENDING_S = 25
@@ -56,7 +56,7 @@ class Scenario:
 
     Attributes:
         name: Its name in reports, and the value of the trial's one parameter.
-        tells: The reason.
+        tells: A pattern that is the reason.
         words: A pattern that the message holds.
         condition: How the trial ends.
         trains: The program of its first attempt; a later one trains well.
@@ -65,7 +65,7 @@ class Scenario:
         act: What somebody does to it once its pod runs.
         attempts: How often it is started.
         waits: What it waits for, as is shown before it starts or ends; "" when it does not.
-        within_s: How soon after its creation it has to be over.
+        within_s: How soon after its creation it has to be over, besides the time for which it may wait.
     """
 
     name: str
@@ -139,8 +139,8 @@ PLAIN = (
     Scenario("not-executable", "CannotStart", "permission denied", container={"command": ["/etc/passwd"]}),
     Scenario(
         "out-of-memory",
-        "OutOfMemory",
-        "raise the limit",
+        "OutOfMemory|KilledBySignal",  # a node that has much to do does not always see which one it was
+        "raise the limit|memory runs out",
         trains="held = [bytearray(1 << 20) for _ in range(512)]",
         container={"resources": {"limits": {"memory": "64Mi"}}},
     ),
@@ -253,7 +253,6 @@ RESTRICTED = (
 )
 """In a namespace that enforces the restricted level of PodSecurity."""
 FEW_PODS = (
-    Scenario("first-pod", "TrialSucceeded", "^$", TrialCondition.SUCCEEDED, trains=SHORTLY),
     Scenario("pod-in-time", "TrialSucceeded", "^$", TrialCondition.SUCCEEDED, trains=SHORTLY, waits=QUOTA),
     Scenario(
         "pod-too-large",
@@ -263,12 +262,9 @@ FEW_PODS = (
         waits=QUOTA,
     ),
 )
-"""In a namespace with room for so few pods that they have to wait for each other."""
-FEW_JOBS = (
-    Scenario("first-job", "TrialSucceeded", "^$", TrialCondition.SUCCEEDED, trains=SHORTLY),
-    Scenario("job-in-time", "TrialSucceeded", "^$", TrialCondition.SUCCEEDED, trains=SHORTLY, waits=QUOTA),
-)
-"""In a namespace with room for one Job at a time."""
+"""In a namespace with room for so few pods that they have to wait for somebody else's."""
+FEW_JOBS = (Scenario("job-in-time", "TrialSucceeded", "^$", TrialCondition.SUCCEEDED, trains=SHORTLY, waits=QUOTA),)
+"""In a namespace with room for one Job, which somebody else has for a while."""
 NO_JOB = (
     Scenario("job-too-late", QUOTA, "quota has no room for its Job: .*exceeded quota.*pending-deadline", waits=QUOTA),
 )
@@ -385,7 +381,7 @@ class Scene:
     def play(self, kube: Kube, image: str) -> Told:
         with namespace(kube, self.labels) as where:
             for manifest in self.objects:
-                kube.create({**manifest, "metadata": {"name": "limits", "namespace": where}})
+                kube.create({**manifest, "metadata": {"name": "others", "namespace": where}})
             return play(kube, where, image, self.scenarios)
 
 
@@ -395,24 +391,37 @@ def quota(**hard: str) -> Manifest:
 
 
 POD_REQUESTS = {"limits": [{"type": "Container", "defaultRequest": {"memory": "64Mi"}}]}
+SHORT_LIVED: Manifest = {
+    "activeDeadlineSeconds": 10,
+    "restartPolicy": "Never",
+    "containers": [{"name": "main", "image": "nowhere/none:1"}],
+}
+OTHERS_POD: Manifest = {"apiVersion": "v1", "kind": "Pod", "spec": SHORT_LIVED}
+OTHERS_JOB: Manifest = {
+    "apiVersion": "batch/v1",
+    "kind": "Job",
+    "spec": {"activeDeadlineSeconds": 10, "ttlSecondsAfterFinished": 0, "template": {"spec": SHORT_LIVED}},
+}
+"""Somebody else's, which are there before a quota is, and take up room in it for a while."""
 SCENES = (
     Scene(PLAIN),
     Scene(RESTRICTED, {"pod-security.kubernetes.io/enforce": "restricted"}),
     Scene(
         FEW_PODS,
         objects=(
+            OTHERS_POD,
             quota(pods="1", **{"requests.memory": "1Gi"}),
             {"apiVersion": "v1", "kind": "LimitRange", "spec": POD_REQUESTS},
         ),
     ),
-    Scene(FEW_JOBS, objects=(quota(count_jobs="1"),)),
+    Scene(FEW_JOBS, objects=(OTHERS_JOB, quota(count_jobs="1"))),
     Scene(NO_JOB, objects=(quota(count_jobs="0"),)),
 )
 
 
 def play_preemption(kube: Kube, image: str) -> Told:
     """Two trials of low priority, one of which leaves no room for a pod of higher priority; nobody else's has less."""
-    node = kube.list("v1", "Node")[0]
+    node = next(node for node in kube.list("v1", "Node") if not node["spec"].get("taints"))
     memory = str(int(node["status"]["allocatable"]["memory"].removesuffix("Ki")) * 6 // 10) + "Ki"
     large = {"resources": {"requests": {"memory": memory}}}
     with namespace(kube) as where, contextlib.ExitStack() as classes:
@@ -450,9 +459,10 @@ def test_a_trial_that_comes_to_grief_says_why(stage: Mapping[str, Future[Told]],
         pytest.skip("HPO_E2E_REGISTRY names no registry: what is told of a name that it does not know is unproven")
     told = stage[scenario.name].result()
     trial = told.trials[scenario.name]
-    assert (trial.condition, trial.reason) == (scenario.condition, scenario.tells)
+    assert trial.condition == scenario.condition, trial.message
+    assert re.fullmatch(scenario.tells, trial.reason), trial.message
     assert re.search(scenario.words, trial.message), trial.message
     assert len(trial.attempts) == scenario.attempts
-    assert took_s(trial) < scenario.within_s
+    assert took_s(trial) < scenario.within_s + (PENDING_S if scenario.waits else 0)
     if scenario.waits:
         assert scenario.waits in told.shown[scenario.name]
