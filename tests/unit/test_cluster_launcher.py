@@ -17,6 +17,7 @@ from hpo_core.kube import Kube
 from hpo_core.launch import Exited, Job, Output, Started, Waiting
 from hpo_core.launch.cluster import diagnosis, followed, launcher
 from hpo_core.launch.cluster.launcher import ClusterLauncher
+from hpo_core.launch.cluster.sidecar import Sidecar
 from hpo_core.manifest import LABEL_EXPERIMENT, LABEL_TRIAL, LABEL_UID
 from tests.contracts.launcher_suite import listen, only_exit, output, process_job, until_ended, until_started
 from tests.experiments import make_experiment
@@ -85,6 +86,19 @@ def test_a_node_that_is_lost_loses_the_trial_and_not_the_launcher(
     exited = only_exit(until_ended(trials, "a"), "a")
     assert (exited.code, exited.reason, exited.message) == (None, "Lost", "its node was lost or drained")
     assert fake.objects.list(JOB, "team") == []
+
+
+def test_a_stopped_workloads_pod_is_told_its_short_grace_before_its_owner_goes(
+    fake: FakeKubernetes, kube: Kube, experiment: Experiment
+) -> None:
+    """A kubelet that has begun to end it with the sidecar's long grace does not heed a shorter one."""
+    with closing(ClusterLauncher(kube, experiment, Sidecar("hpo:1", "s3://bucket", {}))) as trials:
+        trials.submit(replace(trial(experiment, "a"), label="00001-1"))
+        pod = start(fake, "a")
+        until_started(trials, "a")
+        trials.stop("a")
+        deleted = [request.rpartition("/")[2] for request in fake.requests if request.startswith("delete ")]
+        assert deleted == [pod, "a"]
 
 
 def test_a_log_that_is_cut_again_and_again_is_given_whole(
