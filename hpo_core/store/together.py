@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 THREADS = 16
@@ -15,7 +15,7 @@ _R = TypeVar("_R")
 
 
 def together(action: Callable[[_T], _R], things: Iterable[_T]) -> list[_R]:
-    """Do the same with many things at the same time, and wait until all of it is done.
+    """Do the same with many things at the same time, and wait until all that was begun is done.
 
     An action must not call this itself.
 
@@ -23,18 +23,19 @@ def together(action: Callable[[_T], _R], things: Iterable[_T]) -> list[_R]:
         The results, in the order of the things.
 
     Raises:
-        Exception: What the first action in that order raised; the others have ended too.
+        Exception: What the first action in that order raised. What had not begun by then is left undone, lest patience
+            that has run out with one thing be had with each.
     """
     todo = list(things)
     if len(todo) < 2:
         return [action(thing) for thing in todo]
     futures = [_pool().submit(action, thing) for thing in todo]
     try:
-        wait(futures)
+        wait(futures, return_when=FIRST_EXCEPTION)
     finally:
-        for future in futures:  # when the waiting was interrupted
-            future.cancel()
-    return [future.result() for future in futures]
+        begun = [future for future in futures if not future.cancel()]
+    wait(begun)
+    return [future.result() for future in begun]
 
 
 @functools.cache

@@ -56,7 +56,7 @@ class Scenario:
 
     Attributes:
         name: Its name in reports, and the value of the trial's one parameter.
-        tells: A pattern that is the reason.
+        tells: The reason.
         words: A pattern that the message holds.
         condition: How the trial ends.
         trains: The program of its first attempt; a later one trains well.
@@ -139,8 +139,8 @@ PLAIN = (
     Scenario("not-executable", "CannotStart", "permission denied", container={"command": ["/etc/passwd"]}),
     Scenario(
         "out-of-memory",
-        "OutOfMemory|KilledBySignal",  # a node that has much to do does not always see which one it was
-        "raise the limit|memory runs out",
+        "OutOfMemory",
+        "raise the limit",
         trains="held = [bytearray(1 << 20) for _ in range(512)]",
         container={"resources": {"limits": {"memory": "64Mi"}}},
     ),
@@ -392,7 +392,7 @@ def quota(**hard: str) -> Manifest:
 
 POD_REQUESTS = {"limits": [{"type": "Container", "defaultRequest": {"memory": "64Mi"}}]}
 SHORT_LIVED: Manifest = {
-    "activeDeadlineSeconds": 10,
+    "activeDeadlineSeconds": 6,
     "restartPolicy": "Never",
     "containers": [{"name": "main", "image": "nowhere/none:1"}],
 }
@@ -400,7 +400,7 @@ OTHERS_POD: Manifest = {"apiVersion": "v1", "kind": "Pod", "spec": SHORT_LIVED}
 OTHERS_JOB: Manifest = {
     "apiVersion": "batch/v1",
     "kind": "Job",
-    "spec": {"activeDeadlineSeconds": 10, "ttlSecondsAfterFinished": 0, "template": {"spec": SHORT_LIVED}},
+    "spec": {"activeDeadlineSeconds": 6, "ttlSecondsAfterFinished": 0, "template": {"spec": SHORT_LIVED}},
 }
 """Somebody else's, which are there before a quota is, and take up room in it for a while."""
 SCENES = (
@@ -459,8 +459,7 @@ def test_a_trial_that_comes_to_grief_says_why(stage: Mapping[str, Future[Told]],
         pytest.skip("HPO_E2E_REGISTRY names no registry: what is told of a name that it does not know is unproven")
     told = stage[scenario.name].result()
     trial = told.trials[scenario.name]
-    assert trial.condition == scenario.condition, trial.message
-    assert re.fullmatch(scenario.tells, trial.reason), trial.message
+    assert (trial.condition, trial.reason) == (scenario.condition, scenario.tells)
     assert re.search(scenario.words, trial.message), trial.message
     assert len(trial.attempts) == scenario.attempts
     assert took_s(trial) < scenario.within_s + (PENDING_S if scenario.waits else 0)

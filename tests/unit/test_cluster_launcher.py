@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -88,7 +90,7 @@ def test_a_node_that_is_lost_loses_the_trial_and_not_the_launcher(
     assert fake.objects.list(JOB, "team") == []
 
 
-def test_a_stopped_workloads_pod_is_told_its_short_grace_before_its_owner_goes(
+def test_a_stopped_workloads_pod_is_told_to_end_before_its_owner_goes(
     fake: FakeKubernetes, kube: Kube, experiment: Experiment
 ) -> None:
     """A kubelet that has begun to end it with the sidecar's long grace does not heed a shorter one."""
@@ -99,6 +101,17 @@ def test_a_stopped_workloads_pod_is_told_its_short_grace_before_its_owner_goes(
         trials.stop("a")
         deleted = [request.rpartition("/")[2] for request in fake.requests if request.startswith("delete ")]
         assert deleted == [pod, "a"]
+
+
+def test_what_serves_all_trials_is_begun_once_by_however_many_are_submitted_at_once(
+    fake: FakeKubernetes, trials: ClusterLauncher, experiment: Experiment
+) -> None:
+    jobs = [trial(experiment, f"t{number}") for number in range(16)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(trials.submit, jobs))
+    asked = Counter(request.replace("/", " ").split()[-1] for request in fake.requests if request.startswith("create "))
+    assert asked == {"configmaps": 1, "jobs": len(jobs)}
+    assert len(trials._watches) == 3
 
 
 def test_a_log_that_is_cut_again_and_again_is_given_whole(
