@@ -184,7 +184,6 @@ def retrain(handle: str, best_parameters: str, model_path: str) -> Mapping[str, 
     return done.metrics
 
 
-@patient
 def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", store: str = "") -> str:
     """Suspend the experiment that a run launched, if it still runs, and remove what is left of it in the cluster.
 
@@ -198,12 +197,12 @@ def cleanup(experiment_yaml: str, *, namespace: str = "", run_id: str = "", stor
     """
     experiment = lint(_as_given(experiment_yaml), namespace=namespace).experiment()
     experiment = experiment.renamed(run_id) if run_id else experiment
-    place = _place(store)
-    records = place.store(experiment.namespace, experiment.name)
-    was_running = tuner.request_stop(records, by="cleanup_experiment")
+    place = patient(_place)(store)
+    records = patient(place.store)(experiment.namespace, experiment.name)
+    was_running = patient(tuner.request_stop)(records, by="cleanup_experiment")
     if was_running:
-        tuner.wait_for_stop(records, place)
-    tuner.clear(experiment, place)
+        patient(tuner.wait_for_stop)(records, place)
+    patient(tuner.clear)(experiment, place)
     return f"the experiment {experiment.name} was {'suspended' if was_running else 'not running'}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -74,6 +75,24 @@ def test_a_wait_step_whose_store_does_not_answer_when_it_is_terminated_asks_agai
 
     monkeypatch.setattr(ExperimentStore, "is_held", is_held)
     check_asks_for_suspension(folder, handle)
+
+
+def test_cleaning_up_tells_what_it_has_stopped_though_the_store_does_not_answer_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder.make(tmp_path)
+    recorded(folder)
+    asked = itertools.count()
+
+    def is_held(store: ExperimentStore) -> bool:  # noqa: ARG001  a method's
+        number = next(asked)
+        if number == 1:
+            raise TransientError("it does not answer", retry_after_s=0.01)
+        return number == 0
+
+    monkeypatch.setattr(ExperimentStore, "is_held", is_held)
+    told = steps.cleanup((folder.path / "small.yaml").read_text(), store=folder.place.uri)
+    assert told == "the experiment small was suspended"
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
