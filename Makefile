@@ -21,7 +21,7 @@ help:
 	@echo "make demo     tune and retrain a digit classifier with the shipped pipeline, on this machine"
 	@echo "make test     lint, types and tests"
 	@echo "make e2e      tests that need more than Python: a browser, an S3 server, a cluster; CONTRIBUTING.md says how they are named"
-	@echo "make e2e-full the same with every kill point in a cluster and the trainer's real image: half an hour more"
+	@echo "make e2e-full the same with every kill point in a cluster and the trainer's real image: twenty minutes more"
 	@echo "make image    the image that components and tuners run in: make image IMAGE=registry.example/team/hpo-python:0.1.0"
 	@echo "make mnist-image  the image of the trainer that the demo tunes, with PyTorch"
 	@echo "make bench    what our own work costs"

@@ -57,7 +57,7 @@ def own_address(server: str) -> str:
 
 @dataclass
 class FakePod:
-    """A pod that prints numbered lines, then its first argument as its loss, and ends well."""
+    """A pod that prints numbered lines, then its last argument as its loss, and ends well unless it is stopped."""
 
     name: str
     loss: str
@@ -73,7 +73,8 @@ class FakePod:
             self._print(f"line {number} of {count}")
             if self.stop.wait(life_s / count):
                 break
-        self._print(f"loss={self.loss}")
+        else:
+            self._print(f"loss={self.loss}")
         with self.changed:
             self.is_over = True
             self.changed.notify_all()
@@ -181,10 +182,11 @@ class FakeNode:
         begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._tell_pod(pod, container, "Running", {"running": {"startedAt": begun}})
         pod.run(self._life_s)
-        ended = {"exitCode": 0, "reason": "Completed", "startedAt": begun}
-        ended["finishedAt"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._tell_pod(pod, container, "Succeeded", {"terminated": ended})
-        if pod.stop.is_set():
+        stopped = pod.stop.is_set()
+        how = {"exitCode": 143, "reason": "Error"} if stopped else {"exitCode": 0, "reason": "Completed"}
+        ended = {**how, "startedAt": begun, "finishedAt": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        self._tell_pod(pod, container, "Failed" if stopped else "Succeeded", {"terminated": ended})
+        if stopped:
             self._kube.delete("v1", "Pod", pod.name, grace_s=0)
 
     def _tell_pod(self, pod: FakePod, container: str, phase: str, state: dict[str, Any]) -> None:
@@ -270,7 +272,7 @@ def log_server(node: FakeNode) -> Iterator[int]:
 
 
 @dataclass(frozen=True)
-class Running:
+class NodeProcess:
     """A node, and the process that is it."""
 
     name: str
@@ -287,7 +289,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def fake_node(where: str, life_s: float) -> Iterator[Running]:
+def fake_node(where: str, life_s: float) -> Iterator[NodeProcess]:
     """Run such a node in a process of its own, which ends with this one."""
     name = f"hpo-test-node-{secrets.token_hex(3)}"
     command = [sys.executable, "-m", "tests.fake_node", name, where, str(life_s)]
@@ -302,8 +304,8 @@ def fake_node(where: str, life_s: float) -> Iterator[Running]:
     assert process.stdout is not None
     try:
         if process.stdout.readline() != b"ready\n":
-            sys.exit("the node could not be made")
-        yield Running(name, process)
+            sys.exit("the node could not be made; its process says above what it lacks")
+        yield NodeProcess(name, process)
     finally:
         process.stdin.close()
         process.wait(60)

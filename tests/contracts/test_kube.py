@@ -14,6 +14,7 @@ from hpo_core.errors import Conflict, LaunchError, NotFound, TransientError
 from hpo_core.kube import Changed, Kube, Listed, Refused, client
 from hpo_core.kube.access import in_pod
 from hpo_core.kube.wire import Wire
+from tests.contracts.cluster_machine import RESTRICTED
 from tests.contracts.kube_suite import SITES, RealSite, Site, document, owner, parameters, read_log, real_site, until
 
 
@@ -281,6 +282,7 @@ def test_a_watch_from_a_version_that_is_too_old_lists_again(site: Site) -> None:
     watch._version = "1"
     first = next(changes)
     watch.stop()
+    list(changes)  # so that its connection is closed
     if isinstance(site, RealSite) and isinstance(first, Changed):
         pytest.skip("this cluster is so young that it remembers everything; try again when it is ten minutes old")
     assert isinstance(first, Listed)
@@ -404,8 +406,7 @@ def test_a_container_that_has_not_started_is_waited_for(real: RealSite) -> None:
 
 @pytest.mark.e2e
 def test_a_pod_against_the_pod_security_level_is_refused(real: RealSite) -> None:
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    real.kube.patch("v1", "Namespace", real.kube.namespace, {"metadata": {"labels": labels}})
+    real.kube.patch("v1", "Namespace", real.kube.namespace, {"metadata": {"labels": RESTRICTED}})
     pod = document("Pod", "root", spec={"containers": [{"name": "main", "image": "none"}]})
     with pytest.raises(Refused, match='violates PodSecurity "restricted:latest"'):
         real.kube.create(pod)

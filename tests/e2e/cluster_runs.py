@@ -66,6 +66,9 @@ class Place:
     def over(self) -> dict[int, dict[str, Any]]:
         return {r["number"]: r for r in self.folder.records(self.name) if r["completed"]}
 
+    def conditions(self) -> list[str]:
+        return [record["condition"] for record in self.folder.records(self.name)]
+
     def tuner(self, kind: str) -> list[str]:
         """Names of the Jobs or of the pods of its tuners."""
         version = {"Job": "batch/v1", "Pod": "v1"}[kind]

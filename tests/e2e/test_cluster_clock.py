@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.cluster_machine import left
-from tests.e2e.cluster_runs import KUBERNETES, Place, cluster_run
+from tests.e2e.cluster_runs import KUBERNETES, cluster_run
 from tests.scenarios.folders import eventually
 from tests.skewed_clock import skewed
 
@@ -52,10 +52,6 @@ def sidecars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPO_IMAGE", image)
 
 
-def conditions(place: Place) -> list[str]:
-    return [record["condition"] for record in place.folder.records(place.name)]
-
-
 @a_little
 @pytest.mark.usefixtures("sidecars")
 def test_a_tuner_of_another_time_respects_the_lease_and_then_takes_over_with_the_deadlines_there_are(
@@ -66,13 +62,13 @@ def test_a_tuner_of_another_time_respects_the_lease_and_then_takes_over_with_the
         place.tell_store()
         with place.start() as first:
             try:
-                eventually(lambda: "Running" in conditions(place), "a trial runs", 180.0)
+                eventually(lambda: "Running" in place.conditions(), "a trial runs", 180.0)
                 refused = place.folder.hpo("run", "small.yaml", *KUBERNETES, env=wrong)
             finally:
                 first.kill()
         assert refused.returncode == 2
         assert "is being run by process" in refused.stderr
-        assert "Running" in conditions(place)
+        assert "Running" in place.conditions()
         place.finish(place.start(wrong), {})
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from hpo_core.manifest import LABEL_TRIAL
 from tests.e2e.cluster_runs import Place, cluster_run
-from tests.fake_node import TAINT, Running, fake_node
+from tests.fake_node import TAINT, NodeProcess, fake_node
 from tests.scenarios.folders import eventually
 
 pytestmark = pytest.mark.e2e
@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.fixture
-def node(place: Place) -> Iterator[Running]:
+def node(place: Place) -> Iterator[NodeProcess]:
     """A node beside the others, on which trials go on and on, and which they prefer."""
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl: what becomes of trials whose node is lost is unproven")
@@ -73,18 +73,14 @@ def started(place: Place) -> Iterator[subprocess.Popen[str]]:
     """A run whose trials all run by now; it is killed where a test ends before it does."""
     with place.start() as process:
         try:
-            eventually(lambda: conditions(place) == ["Running"] * TRIALS, "all trials run", 120.0)
+            eventually(lambda: place.conditions() == ["Running"] * TRIALS, "all trials run", 120.0)
             yield process
         finally:
             process.kill()
 
 
-def conditions(place: Place) -> list[str]:
-    return [record["condition"] for record in place.folder.records(place.name)]
-
-
 @pytest.mark.parametrize("removed", [False, True], ids=["silent", "silent-and-removed"])
-def test_trials_of_a_lost_node_are_begun_again_elsewhere(place: Place, node: Running, removed: bool) -> None:
+def test_trials_of_a_lost_node_are_begun_again_elsewhere(place: Place, node: NodeProcess, removed: bool) -> None:
     """The pods of a silent node are told to end, which nobody does; those of one that is removed go with it."""
     with started(place) as process:
         assert nodes(place) == [node.name] * TRIALS
@@ -93,7 +89,7 @@ def test_trials_of_a_lost_node_are_begun_again_elsewhere(place: Place, node: Run
                 place.kube.delete("v1", "Node", node.name)
             _, said = process.communicate(timeout=NOTICED_S)
     assert process.returncode == 0, said
-    assert conditions(place) == ["Succeeded"] * TRIALS
+    assert place.conditions() == ["Succeeded"] * TRIALS
     for record in place.folder.records(place.name):
         assert [attempt["outcome"] for attempt in record["attempts"]] == ["Lost", ""]
         (elsewhere,) = nodes(place, record["attempts"][-1]["name"])

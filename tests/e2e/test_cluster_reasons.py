@@ -27,7 +27,7 @@ from hpo_core.objects import MemoryStore
 from hpo_core.search import make_search
 from hpo_core.store import ExperimentStore
 from hpo_core.trial import Trial, TrialCondition
-from tests.contracts.cluster_machine import cluster_image, namespace
+from tests.contracts.cluster_machine import BARE, RESTRICTED, USER, cluster_image, namespace
 from tests.experiments import REMOVED, make_experiment, parameter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.last]
@@ -234,21 +234,15 @@ PLAIN = (
     ),
 )
 
-RESTRICTED = (
+IN_RESTRICTED = (
     Scenario("forbidden", "RefusedByAdmission", "violates PodSecurity.*securityContext", waits="RefusedByAdmission"),
     Scenario(
         "allowed",
         "TrialSucceeded",
         "^$",
         TrialCondition.SUCCEEDED,
-        container={"securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}},
-        pod={
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 1000,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            }
-        },
+        container={"securityContext": BARE},
+        pod={"securityContext": USER},
     ),
 )
 """In a namespace that enforces the restricted level of PodSecurity."""
@@ -391,8 +385,9 @@ def quota(**hard: str) -> Manifest:
 
 
 POD_REQUESTS = {"limits": [{"type": "Container", "defaultRequest": {"memory": "64Mi"}}]}
+OTHERS_S = 6
 SHORT_LIVED: Manifest = {
-    "activeDeadlineSeconds": 6,
+    "activeDeadlineSeconds": OTHERS_S,
     "restartPolicy": "Never",
     "containers": [{"name": "main", "image": "nowhere/none:1"}],
 }
@@ -400,12 +395,12 @@ OTHERS_POD: Manifest = {"apiVersion": "v1", "kind": "Pod", "spec": SHORT_LIVED}
 OTHERS_JOB: Manifest = {
     "apiVersion": "batch/v1",
     "kind": "Job",
-    "spec": {"activeDeadlineSeconds": 6, "ttlSecondsAfterFinished": 0, "template": {"spec": SHORT_LIVED}},
+    "spec": {"activeDeadlineSeconds": OTHERS_S, "ttlSecondsAfterFinished": 0, "template": {"spec": SHORT_LIVED}},
 }
 """Somebody else's, which are there before a quota is, and take up room in it for a while."""
 SCENES = (
     Scene(PLAIN),
-    Scene(RESTRICTED, {"pod-security.kubernetes.io/enforce": "restricted"}),
+    Scene(IN_RESTRICTED, RESTRICTED),
     Scene(
         FEW_PODS,
         objects=(
